@@ -1,1 +1,3 @@
-//! placeholder
+//! The control plane: holds the description, compiles it, pushes it, takes back usage.
+
+pub mod db;

@@ -1,1 +1,13 @@
-//! placeholder
+//! Process plumbing that both planes need: telemetry, TLS, channels between the planes, tasks,
+//! clocks, randomness, shutdown, backoff.
+//!
+//! It knows nothing of routing, snapshots or money, and reads no configuration: callers pass values.
+
+pub mod backoff;
+pub mod clock;
+pub mod random;
+pub mod rpc;
+pub mod shutdown;
+pub mod task;
+pub mod telemetry;
+pub mod tls;
