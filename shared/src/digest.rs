@@ -16,6 +16,29 @@ pub fn sha256(parts: &[&[u8]]) -> Hash {
     out
 }
 
+/// SHA-256 over what comes in pieces.
+pub struct Sum(Context);
+
+impl Default for Sum {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
+    }
+}
+
+impl Sum {
+    /// Adds the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The hash over all pieces.
+    pub fn finish(self) -> Hash {
+        let mut out = [0; 32];
+        out.copy_from_slice(self.0.finish().as_ref());
+        out
+    }
+}
+
 /// Hash of one resource: SHA-256(kind || 0x00 || id || 0x00 || body).
 pub fn resource(kind: &str, id: &str, body: &[u8]) -> Hash {
     sha256(&[kind.as_bytes(), &[0], id.as_bytes(), &[0], body])

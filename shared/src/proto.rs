@@ -417,6 +417,10 @@ pub struct Welcome {
     pub schema: u32,
     #[prost(uint64, tag = "3")]
     pub heartbeat_ms: u64,
+    /// Number of scopes this node is to hold, the shared one included. A node that started without any
+    /// state is ready once it has applied or refused that many: one bad scope must not keep it away.
+    #[prost(uint64, tag = "4")]
+    pub scopes: u64,
 }
 /// Moves one scope from `from` to `to`. At most one per scope and 32 per node are unacknowledged.
 /// A large one comes in chunks of at most 1 MiB: same nonce, `last` on the final one.
@@ -600,8 +604,13 @@ pub struct UsageOpen {
     /// 16 random bytes.
     #[prost(bytes = "vec", tag = "1")]
     pub incarnation: ::prost::alloc::vec::Vec<u8>,
+    /// The first sequence number the node can still send. When the ledger is further behind (it was
+    /// restored from a backup), it notes the gap, and the node begins a new incarnation with all that it
+    /// still holds. 0 = not said.
+    #[prost(uint64, tag = "2")]
+    pub held_from: u64,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UsageBatch {
     #[prost(bytes = "vec", tag = "1")]
     pub incarnation: ::prost::alloc::vec::Vec<u8>,
@@ -611,8 +620,10 @@ pub struct UsageBatch {
     /// Sequence number of records\[0\]; the rest follow without a gap. The first record ever is 1.
     #[prost(uint64, tag = "3")]
     pub first_seq: u64,
-    #[prost(message, repeated, tag = "4")]
-    pub records: ::prost::alloc::vec::Vec<UsageRecord>,
+    /// Each an encoded UsageRecord. Opaque on the wire, so that both sides hash the same bytes even when
+    /// one of them knows fewer fields.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub records: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     /// Chain value after record first_seq - 1. chain(0) = 32 zero bytes,
     /// chain(n) = SHA-256(chain(n - 1) || encoded record n).
     /// Two journals that went apart after a copied volume differ here.

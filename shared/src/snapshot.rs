@@ -6,6 +6,8 @@
 
 mod apply;
 mod keys;
+pub mod limits;
+mod rows;
 mod scope;
 
 use std::collections::{HashMap, HashSet};
@@ -19,7 +21,7 @@ use crate::proto;
 
 pub use apply::{Change, Rejection};
 pub use keys::{Addresses, ApiKey, KeyHash, KeyIndex, ModelRules};
-pub use scope::{Scope, ScopeDelta};
+pub use scope::{Extent, Scope, ScopeDelta};
 
 /// Name of the scope that holds what all workspaces have in common.
 pub const SHARED_SCOPE: &str = "shared";
@@ -133,6 +135,10 @@ impl BaseUrl {
         }
         if authority.host().is_empty() {
             return Err("has no host");
+        }
+        // What stands after the host is nothing, or a port that a socket can have.
+        if authority.as_str() != authority.host() && !authority.port_u16().is_some_and(|port| port > 0) {
+            return Err("has an invalid port");
         }
         if uri.query().is_some() || text.contains('#') {
             return Err("must not hold a query or fragment");
@@ -296,4 +302,34 @@ pub struct Owner {
     pub project: ProjectId,
     /// The key itself.
     pub key: ApiKeyId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_urls() {
+        let cases = [
+            ("https://api.openai.com/v1", Ok("https://api.openai.com/v1")),
+            ("https://api.openai.com/v1/", Ok("https://api.openai.com/v1")),
+            ("http://127.0.0.1:8000", Ok("http://127.0.0.1:8000")),
+            ("http://[::1]:8000/x", Ok("http://[::1]:8000/x")),
+            ("sandbox://local", Ok("sandbox://local")),
+            ("ftp://x", Err("must start with https:// or http://")),
+            ("https://user:secret@x/", Err("must not hold a user name or password")),
+            ("https://x/?key=1", Err("must not hold a query or fragment")),
+            ("https://x/#a", Err("must not hold a query or fragment")),
+            ("https://x:99999/", Err("has an invalid port")),
+            ("https://x:/", Err("has an invalid port")),
+            ("https://x:0/", Err("has an invalid port")),
+            ("/v1", Err("must start with https:// or http://")),
+            ("", Err("not a URL")),
+            ("https://a b/", Err("not a URL")),
+        ];
+        for (text, expected) in cases {
+            let read = BaseUrl::parse(text).map(|url| url.to_string());
+            assert_eq!(read.as_deref().map_err(|e| *e), expected, "{text}");
+        }
+    }
 }

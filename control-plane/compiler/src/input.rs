@@ -3,10 +3,16 @@
 //! A field that is absent means "default"; unknown fields are refused. Ids, timestamps and revisions
 //! are not part of a document: they stand beside it.
 
+mod catalog;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use shared::ids::{ProjectId, ProviderId};
+use shared::money::{BadAmount, Nanos};
+use shared::proto;
+
+pub use catalog::{CatalogOffering, CatalogPrice, Vendor};
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -193,6 +199,55 @@ pub struct Price {
     /// Audio tokens produced; absent = `output`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audio_output: Option<String>,
+}
+
+/// An amount that cannot be used as a price, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadPrice {
+    /// `input`, or `prices[0].input`.
+    pub path: String,
+    /// `None`: below zero.
+    pub why: Option<BadAmount>,
+}
+
+impl BadPrice {
+    /// The same inside `outer`.
+    pub fn within(self, outer: &str) -> Self {
+        Self { path: format!("{outer}.{}", self.path), ..self }
+    }
+}
+
+impl Price {
+    /// What nodes read: absent classes filled in, `id` left empty (it names the finished row).
+    ///
+    /// # Errors
+    /// The first amount that is no exact decimal, too large, or below zero.
+    pub fn to_proto(&self) -> Result<proto::Price, BadPrice> {
+        let read = |path: &str, text: &str| match text.parse::<Nanos>() {
+            Ok(Nanos(amount)) if amount >= 0 => Ok(amount),
+            Ok(Nanos(_)) => Err(BadPrice { path: path.into(), why: None }),
+            Err(why) => Err(BadPrice { path: path.into(), why: Some(why) }),
+        };
+        let or = |path: &str, text: &Option<String>, default: i64| match text {
+            Some(text) => read(path, text),
+            None => Ok(default),
+        };
+        let (input, output) = (read("input", &self.input)?, read("output", &self.output)?);
+        Ok(proto::Price {
+            id: String::new(),
+            effective_from_ms: self.effective_from_ms.unwrap_or_default(),
+            above_input_tokens: self.above_input_tokens.unwrap_or_default(),
+            service_tier: self.service_tier.clone().unwrap_or_default(),
+            input,
+            cache_read: or("cache_read", &self.cache_read, input)?,
+            cache_write_5m: or("cache_write_5m", &self.cache_write_5m, input)?,
+            cache_write_1h: or("cache_write_1h", &self.cache_write_1h, input)?,
+            output,
+            reasoning: or("reasoning", &self.reasoning, output)?,
+            audio_input: or("audio_input", &self.audio_input, input)?,
+            audio_output: or("audio_output", &self.audio_output, output)?,
+        })
+    }
 }
 
 /// Another name for one model, or for several in order of fallback.

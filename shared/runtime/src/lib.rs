@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod clock;
 pub mod random;
 pub mod rpc;
+pub mod settings;
 pub mod shutdown;
 pub mod task;
 pub mod telemetry;

@@ -129,8 +129,10 @@ pub fn init(options: &Options) -> Result<Telemetry, TelemetryError> {
         .with(lines)
         .try_init()
         .map_err(|_| TelemetryError::Installed)?;
-    if export.is_some() {
+    if let Some(export) = &export {
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+        // For spans that are made after the fact, with times of their own.
+        opentelemetry::global::set_tracer_provider(export.provider.clone());
     }
     Ok(Telemetry { export })
 }

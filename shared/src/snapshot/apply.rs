@@ -10,7 +10,7 @@ use prost::Message;
 use super::keys::{Addresses, ApiKey, KeyHash, ModelRules};
 use super::{
     Alias, BaseUrl, Credential, Offering, Project, Provider, SHARED_SCOPE, Scope, ScopeDelta, Shared, Snapshot, Vendor,
-    Workspace,
+    Workspace, limits,
 };
 use crate::ids::WorkspaceId;
 use crate::money;
@@ -195,6 +195,15 @@ impl At<'_> {
         Ok(value.into())
     }
 
+    /// The id inside a message is the one its resource goes by: otherwise two resources could claim
+    /// the same thing.
+    fn is_named(&self, inner: &str) -> Result<(), Rejection> {
+        if inner != self.id {
+            return Err(self.bad("id", "must equal the resource's id"));
+        }
+        Ok(())
+    }
+
     fn id<T: std::str::FromStr<Err = crate::ids::BadId>>(&self, field: &str, text: &str) -> Result<T, Rejection> {
         text.parse().map_err(|e| self.bad(field, e))
     }
@@ -220,9 +229,7 @@ fn shared(scope: &Scope) -> Result<Shared, Rejection> {
     let mut vendors = HashMap::new();
     for (id, message) in each::<proto::Vendor>(scope, "vendor")? {
         let at = At { kind: "vendor", id: &id };
-        if id != message.slug {
-            return Err(at.bad("slug", "must equal the resource's id"));
-        }
+        at.is_named(&message.slug)?;
         vendors.insert(message.slug.as_str().into(), vendor(&message, &at)?);
     }
     for (id, message) in each::<proto::CatalogOffering>(scope, "catalog_offering")? {
@@ -232,6 +239,7 @@ fn shared(scope: &Scope) -> Result<Shared, Rejection> {
         let vendor: &mut Vendor =
             vendors.get_mut(message.vendor.as_str()).ok_or_else(|| at.dangling("vendor", &message.vendor))?;
         let model = at.not_empty("model", &message.model)?;
+        at.is_named(&format!("{}/{}", message.vendor, message.model))?;
         let offering = Offering {
             upstream_model: model.clone(),
             model: model.clone(),
@@ -256,10 +264,14 @@ fn vendor(message: &proto::Vendor, at: &At<'_>) -> Result<Vendor, Rejection> {
     };
     let mut endpoints = HashMap::new();
     for endpoint in &message.endpoints {
-        if !endpoint.path.starts_with('/') {
-            return Err(at.bad("endpoints", "a path must start with a slash"));
+        let path: Option<http::uri::PathAndQuery> = endpoint.path.parse().ok();
+        if !endpoint.path.starts_with('/') || endpoint.path.contains('#') || path.is_none_or(|p| p.query().is_some()) {
+            return Err(at.bad("endpoints", "a path must start with a slash and hold no query or fragment"));
         }
-        endpoints.insert(at.not_empty("endpoints", &endpoint.endpoint)?, endpoint.path.as_str().into());
+        let name = at.not_empty("endpoints", &endpoint.endpoint)?;
+        if endpoints.insert(name, endpoint.path.as_str().into()).is_some() {
+            return Err(at.bad("endpoints", "two paths for one endpoint"));
+        }
     }
     Ok(Vendor {
         slug: at.not_empty("slug", &message.slug)?,
@@ -288,6 +300,7 @@ fn workspace(id: WorkspaceId, scope: &Scope, shared: &Shared) -> Result<Workspac
     let mut projects = HashMap::new();
     for (id, message) in each::<proto::Project>(scope, "project")? {
         let at = At { kind: "project", id: &id };
+        at.is_named(&message.id)?;
         let project = Project {
             id: at.id("id", &id)?,
             key: at.not_empty("key", &message.key)?,
@@ -298,6 +311,7 @@ fn workspace(id: WorkspaceId, scope: &Scope, shared: &Shared) -> Result<Workspac
     let mut aliases = HashMap::new();
     for (id, message) in each::<proto::Alias>(scope, "alias")? {
         let at = At { kind: "alias", id: &id };
+        at.is_named(&message.id)?;
         if message.targets.is_empty() || message.targets.iter().any(String::is_empty) {
             return Err(at.bad("targets", "must name at least one model, none of them empty"));
         }
@@ -327,6 +341,7 @@ fn providers(scope: &Scope, shared: &Shared) -> Result<HashMap<Box<str>, Arc<Pro
     let mut slugs = HashSet::new();
     for (id, message) in each::<proto::Provider>(scope, "provider")? {
         let at = At { kind: "provider", id: &id };
+        at.is_named(&message.id)?;
         let vendor = shared.vendors.get(message.vendor.as_str()).ok_or_else(|| at.dangling("vendor", &message.vendor))?;
         let base_url = match message.base_url.as_str() {
             "" => vendor
@@ -348,7 +363,7 @@ fn providers(scope: &Scope, shared: &Shared) -> Result<HashMap<Box<str>, Arc<Pro
             vendor: vendor.clone(),
             base_url,
             disabled: message.disabled,
-            timeouts: message.timeouts.unwrap_or_default(),
+            timeouts: timeouts(message.timeouts, &at)?,
             credentials: Vec::new(),
             catalogue: message.models.map(|list| list.models.into_iter().map(Into::into).collect()),
             rows: Arc::default(),
@@ -358,6 +373,7 @@ fn providers(scope: &Scope, shared: &Shared) -> Result<HashMap<Box<str>, Arc<Pro
     }
     for (id, message) in each::<proto::Credential>(scope, "credential")? {
         let at = At { kind: "credential", id: &id };
+        at.is_named(&message.id)?;
         let provider =
             by_id.get_mut(&message.provider_id).ok_or_else(|| at.dangling("provider_id", &message.provider_id))?;
         let credential = credential(&message, &provider.vendor, &at)?;
@@ -366,9 +382,7 @@ fn providers(scope: &Scope, shared: &Shared) -> Result<HashMap<Box<str>, Arc<Pro
     let mut rows: HashMap<String, Vec<proto::Model>> = HashMap::new();
     for (id, message) in each::<proto::Model>(scope, "model")? {
         let at = At { kind: "model", id: &id };
-        if id != message.id {
-            return Err(at.bad("id", "must equal the resource's id"));
-        }
+        at.is_named(&message.id)?;
         if !by_id.contains_key(&message.provider_id) {
             return Err(at.dangling("provider_id", &message.provider_id));
         }
@@ -380,6 +394,15 @@ fn providers(scope: &Scope, shared: &Shared) -> Result<HashMap<Box<str>, Arc<Pro
         provider.rows = rows.into();
     }
     Ok(by_id.into_values().map(|p| (p.slug.clone(), Arc::new(p))).collect())
+}
+
+fn timeouts(given: Option<proto::Timeouts>, at: &At<'_>) -> Result<proto::Timeouts, Rejection> {
+    let timeouts = given.unwrap_or_default();
+    let all = [timeouts.connect_ms, timeouts.first_token_ms, timeouts.idle_ms, timeouts.total_ms];
+    if all.iter().any(|ms| *ms > limits::MAX_TIMEOUT_MS) {
+        return Err(at.bad("timeouts", format!("longer than {} ms", limits::MAX_TIMEOUT_MS)));
+    }
+    Ok(timeouts)
 }
 
 fn credential(message: &proto::Credential, vendor: &Vendor, at: &At<'_>) -> Result<Credential, Rejection> {
@@ -491,6 +514,7 @@ fn api_key(
     scope: &Scope,
     at: &At<'_>,
 ) -> Result<(KeyHash, ApiKey), Rejection> {
+    at.is_named(&message.id)?;
     let hash = KeyHash::try_from(message.hash.as_slice()).map_err(|_| at.bad("hash", "must be 32 bytes"))?;
     if scope.get("project", &message.project_id).is_none() {
         return Err(at.dangling("project_id", &message.project_id));

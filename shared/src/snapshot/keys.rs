@@ -35,6 +35,26 @@ pub struct ApiKey {
     pub disabled: bool,
 }
 
+impl ApiKey {
+    /// A key that may do everything in this workspace, for tests of a snapshot before it serves. It
+    /// is in no index, so no caller can present it. Its project is the workspace's first.
+    pub fn unlimited(workspace: &super::Workspace) -> Self {
+        let nobody = ProjectId::from_u128(0);
+        Self {
+            id: ApiKeyId::from_u128(0),
+            workspace: workspace.id,
+            project: workspace.projects.keys().min().copied().unwrap_or(nobody),
+            name: "self-test".into(),
+            inference: true,
+            list_models: true,
+            models: None,
+            expires_at_ms: 0,
+            addresses: None,
+            disabled: false,
+        }
+    }
+}
+
 /// Names a key may use: exact, or everything with a prefix. Empty = nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelRules {

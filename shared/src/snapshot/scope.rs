@@ -7,25 +7,30 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::digest::{self, Hash, StateHash};
+use super::rows::{Row, Rows};
+use crate::digest::{self, StateHash};
 use crate::proto;
 
-/// The resources of one scope at one revision.
+/// The resources of one scope at one revision. A clone shares all rows with the original, so
+/// keeping the state before a change costs little.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
     revision: u64,
     state_hash: StateHash,
     bytes: u64,
-    resources: BTreeMap<Name, Held>,
+    keys: usize,
+    rows: Rows,
 }
 
-/// (kind, id).
-type Name = (Box<str>, Box<str>);
-
-#[derive(Debug, Clone)]
-struct Held {
-    hash: Hash,
-    body: Bytes,
+/// How large a scope is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Number of resources.
+    pub resources: usize,
+    /// Of which API keys.
+    pub keys: usize,
+    /// Sum of the sizes of kinds, ids and bodies.
+    pub bytes: u64,
 }
 
 /// Everything that turns one state of a scope into the next.
@@ -55,34 +60,32 @@ impl Scope {
 
     /// Number of resources.
     pub fn len(&self) -> usize {
-        self.resources.len()
+        self.rows.len()
     }
 
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
-        self.resources.is_empty()
+        self.rows.len() == 0
+    }
+
+    /// All its sizes.
+    pub fn extent(&self) -> Extent {
+        Extent { resources: self.rows.len(), keys: self.keys, bytes: self.bytes }
     }
 
     /// The body of one resource.
     pub fn get(&self, kind: &str, id: &str) -> Option<&Bytes> {
-        self.resources.get(&(kind.into(), id.into())).map(|held| &held.body)
+        self.rows.get(kind, id).map(|row| &row.body)
     }
 
     /// All resources in order of kind and id. Bodies are shared, not copied.
     pub fn resources(&self) -> impl Iterator<Item = proto::Resource> + '_ {
-        self.resources.iter().map(|((kind, id), held)| proto::Resource {
-            kind: kind.to_string(),
-            id: id.to_string(),
-            body: held.body.clone(),
-        })
+        self.rows.iter().map(|row| resource(row))
     }
 
     /// Id and body of every resource of one kind, in order of id.
     pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = (&'a str, &'a Bytes)> {
-        self.resources
-            .range((Box::<str>::from(kind), Box::default())..)
-            .take_while(move |((k, _), _)| **k == *kind)
-            .map(|((_, id), held)| (&**id, &held.body))
+        self.rows.of_kind(kind).map(|row| (&*row.id, &row.body))
     }
 
     /// Applies a delta and moves to `revision`. Upserting what is there already and removing what
@@ -107,9 +110,9 @@ impl Scope {
         for r in &delta.removals {
             last.insert((&r.kind, &r.id), None);
         }
-        let (mut hash, mut bytes, mut count) = (self.state_hash, self.bytes, self.resources.len());
+        let (mut hash, mut bytes, mut count) = (self.state_hash, self.bytes, self.rows.len());
         for ((kind, id), new) in last {
-            if let Some(old) = self.resources.get(&(kind.into(), id.into())) {
+            if let Some(old) = self.rows.get(kind, id) {
                 hash.remove(&old.hash);
                 bytes = bytes.saturating_sub(size(kind, id, &old.body));
                 count -= 1;
@@ -125,19 +128,12 @@ impl Scope {
 
     /// What turns `self` into `next`.
     pub fn delta_to(&self, next: &Scope) -> ScopeDelta {
-        let changed = |(name, held): &(&Name, &Held)| {
-            self.resources.get(*name).is_none_or(|old| old.hash != held.hash)
-        };
-        let upserts = next.resources.iter().filter(changed).map(|((kind, id), held)| proto::Resource {
-            kind: kind.to_string(),
-            id: id.to_string(),
-            body: held.body.clone(),
-        });
-        let gone = self.resources.keys().filter(|name| !next.resources.contains_key(*name));
+        let changed = |row: &&std::sync::Arc<Row>| self.rows.get(&row.kind, &row.id).is_none_or(|old| old.hash != row.hash);
+        let gone = self.rows.iter().filter(|row| next.rows.get(&row.kind, &row.id).is_none());
         ScopeDelta {
-            upserts: upserts.collect(),
+            upserts: next.rows.iter().filter(changed).map(|row| resource(row)).collect(),
             removals: gone
-                .map(|(kind, id)| proto::ResourceRef { kind: kind.to_string(), id: id.to_string() })
+                .map(|row| proto::ResourceRef { kind: row.kind.to_string(), id: row.id.to_string() })
                 .collect(),
         }
     }
@@ -147,16 +143,25 @@ impl Scope {
         let hash = digest::resource(&resource.kind, &resource.id, &resource.body);
         self.state_hash.add(&hash);
         self.bytes += size(&resource.kind, &resource.id, &resource.body);
-        let name = (resource.kind.as_str().into(), resource.id.as_str().into());
-        self.resources.insert(name, Held { hash, body: resource.body.clone() });
+        self.keys += usize::from(resource.kind == KEY);
+        let (kind, id) = (resource.kind.as_str().into(), resource.id.as_str().into());
+        self.rows.insert(Row { kind, id, hash, body: resource.body.clone() });
     }
 
     fn remove(&mut self, kind: &str, id: &str) {
-        if let Some(old) = self.resources.remove(&(kind.into(), id.into())) {
+        if let Some(old) = self.rows.remove(kind, id) {
             self.state_hash.remove(&old.hash);
             self.bytes = self.bytes.saturating_sub(size(kind, id, &old.body));
+            self.keys -= usize::from(kind == KEY);
         }
     }
+}
+
+/// The kind that is counted apart.
+const KEY: &str = "api_key";
+
+fn resource(row: &Row) -> proto::Resource {
+    proto::Resource { kind: row.kind.to_string(), id: row.id.to_string(), body: row.body.clone() }
 }
 
 fn size(kind: &str, id: &str, body: &Bytes) -> u64 {

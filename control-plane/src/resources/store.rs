@@ -1,0 +1,639 @@
+//! Configuration resources in the database. One store for all nouns instead of one file of SQL each:
+//! every resource is a document in `objects`, so that revisions, history, audit, outbox, paging,
+//! ETags and name clashes exist once and cannot differ between nouns.
+//!
+//! A write takes the lock of its scope first (the row in `scopes`), so that everything it reads
+//! afterwards stays true until it commits. Each changed object advances the scope's revision by one
+//! and writes, in the same transaction: the object, its history line, its audit line and its outbox
+//! line. It knows nothing of what documents mean.
+
+use serde::Serialize;
+use shared::digest::sha256;
+use shared::ids::{AdminTokenId, ChangeId};
+use shared::snapshot::SHARED_SCOPE;
+use sqlx::AnyConnection;
+
+use crate::app::App;
+use crate::auth::Tenant;
+use crate::auth::token::hex;
+use crate::db::{Engine, Tx};
+use crate::error::{ApiError, Code};
+use crate::rest::{Claim, Reply};
+use crate::vault::{Place, Secret};
+
+/// Where objects live: a workspace, or what all share. Only a [`Tenant`] gives the former.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope(String);
+
+impl Scope {
+    /// The scope of a workspace.
+    pub fn of(tenant: &Tenant) -> Self {
+        Self(tenant.scope().to_owned())
+    }
+
+    /// What all workspaces have in common.
+    pub fn shared() -> Self {
+        Self(SHARED_SCOPE.to_owned())
+    }
+
+    /// As the database writes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Who makes a change, as the audit names them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor(String);
+
+impl Actor {
+    /// The holder of an admin token.
+    pub fn token(id: AdminTokenId) -> Self {
+        Self(id.to_string())
+    }
+
+    /// The control plane itself.
+    pub fn system() -> Self {
+        Self("system".to_owned())
+    }
+
+    /// As the database writes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A living object.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Object {
+    /// `provider`, `api_key`, …
+    pub kind: String,
+    /// Its id.
+    pub id: String,
+    /// What it belongs to, or empty.
+    pub parent: String,
+    /// Unique beside its siblings.
+    pub name: String,
+    /// JSON.
+    pub doc: String,
+    /// Revision of the scope that last changed it.
+    pub revision: i64,
+    /// Milliseconds since 1970.
+    pub created_at_ms: i64,
+    /// Milliseconds since 1970.
+    pub updated_at_ms: i64,
+}
+
+/// What a change did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// Made an object.
+    Create,
+    /// Changed one.
+    Update,
+    /// Removed one.
+    Delete,
+}
+
+impl Deed {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// One committed change.
+#[derive(Debug, Clone)]
+pub struct Changed {
+    /// The object afterwards; before, when it was removed.
+    pub object: Object,
+    /// Names the change.
+    pub change_id: ChangeId,
+}
+
+/// What of an object is unique and how it is named to callers.
+#[derive(Debug, Clone, Copy)]
+pub struct Naming<'a> {
+    /// What it belongs to, or empty.
+    pub parent: &'a str,
+    /// Unique beside its siblings.
+    pub name: &'a str,
+    /// The document's field that holds it.
+    pub field: &'static str,
+}
+
+/// A transaction that changes one scope.
+pub struct Writing {
+    app: App,
+    tx: Tx,
+    scope: Scope,
+    actor: Actor,
+    now_ms: i64,
+}
+
+impl Writing {
+    /// Begins, and locks the scope against other writers until the end.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] when the scope is gone.
+    pub async fn begin(app: &App, scope: Scope, actor: Actor) -> Result<Self, ApiError> {
+        let mut tx = app.db.begin().await?;
+        // An update that changes nothing is a row lock in both engines' words.
+        let locked = sqlx::query("UPDATE scopes SET revision = revision WHERE scope = $1 AND deleted = 0")
+            .bind(&*scope.0)
+            .execute(&mut *tx)
+            .await?;
+        if locked.rows_affected() == 0 {
+            return Err(ApiError::not_found());
+        }
+        Ok(Self { app: app.clone(), tx, scope, actor, now_ms: app.now_ms() })
+    }
+
+    /// Begins with a scope that does not exist yet.
+    ///
+    /// # Errors
+    /// [`Code::AlreadyExists`] when the key is taken.
+    pub async fn begin_new(app: &App, scope: Scope, key: &str, actor: Actor) -> Result<Self, ApiError> {
+        let mut tx = app.db.begin().await?;
+        let now_ms = app.now_ms();
+        let made = sqlx::query(
+            "INSERT INTO scopes (scope, workspace_key, revision, updated_at_ms) VALUES ($1, $2, 0, $3)
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(&*scope.0)
+        .bind(key)
+        .bind(now_ms)
+        .execute(&mut *tx)
+        .await?;
+        if made.rows_affected() == 0 {
+            return Err(taken("key", key));
+        }
+        Ok(Self { app: app.clone(), tx, scope, actor, now_ms })
+    }
+
+    /// The scope being changed.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// When it is being changed, milliseconds since 1970.
+    pub fn now_ms(&self) -> i64 {
+        self.now_ms
+    }
+
+    /// For reads that the store does not know, in the same transaction.
+    pub fn connection(&mut self) -> &mut AnyConnection {
+        &mut self.tx
+    }
+
+    /// A living object of the scope.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find(&mut self, kind: &str, id: &str) -> Result<Option<Object>, ApiError> {
+        find(&mut self.tx, &self.scope, kind, id).await
+    }
+
+    /// A living object of the scope by its unique name.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_named(&mut self, kind: &str, parent: &str, name: &str) -> Result<Option<Object>, ApiError> {
+        find_named(&mut self.tx, &self.scope, kind, parent, name).await
+    }
+
+    /// All living objects of a kind in the scope.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn all(&mut self, kind: &str) -> Result<Vec<Object>, ApiError> {
+        let rows = sqlx::query_as(
+            "SELECT kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms FROM objects
+             WHERE scope = $1 AND kind = $2 AND deleted = 0 ORDER BY id",
+        )
+        .bind(&*self.scope.0)
+        .bind(kind)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        Ok(rows)
+    }
+
+    /// Seals a secret of an object of this scope.
+    ///
+    /// # Errors
+    /// When the database fails; two secrets of one version are an error.
+    pub async fn keep_secret(&mut self, id: &str, version: i64, secret: &Secret) -> Result<(), ApiError> {
+        let sealed = self.app.vault.seal(&Place { scope: &self.scope.0, id, version }, secret);
+        sqlx::query("INSERT INTO secrets (id, version, scope, sealed, created_at_ms) VALUES ($1, $2, $3, $4, $5)")
+            .bind(id)
+            .bind(version)
+            .bind(&*self.scope.0)
+            .bind(sealed)
+            .bind(self.now_ms)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
+    /// The version that the next secret of an object has.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn next_secret_version(&mut self, id: &str) -> Result<i64, ApiError> {
+        let (last,): (i64,) = sqlx::query_as("SELECT COALESCE(MAX(version), 0) FROM secrets WHERE id = $1 AND scope = $2")
+            .bind(id)
+            .bind(&*self.scope.0)
+            .fetch_one(&mut *self.tx)
+            .await?;
+        Ok(last + 1)
+    }
+
+    /// Destroys every version of an object's secret.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn forget_secrets(&mut self, id: &str) -> Result<(), ApiError> {
+        sqlx::query("DELETE FROM secrets WHERE id = $1 AND scope = $2")
+            .bind(id)
+            .bind(&*self.scope.0)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
+    /// Gives an object another name; [`Writing::update`] must follow with the document that says so.
+    ///
+    /// # Errors
+    /// [`Code::AlreadyExists`], naming the field, when a sibling has the name.
+    pub async fn rename(&mut self, old: &Object, naming: Naming<'_>) -> Result<(), ApiError> {
+        if self.find_named(&old.kind, naming.parent, naming.name).await?.is_some() {
+            return Err(taken(naming.field, naming.name));
+        }
+        sqlx::query("UPDATE objects SET name = $1 WHERE scope = $2 AND kind = $3 AND id = $4")
+            .bind(naming.name)
+            .bind(&*self.scope.0)
+            .bind(&*old.kind)
+            .bind(&*old.id)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
+    /// Makes an object.
+    ///
+    /// # Errors
+    /// [`Code::AlreadyExists`], naming the field, when a sibling has the name.
+    pub async fn create(&mut self, kind: &str, id: &str, naming: Naming<'_>, doc: &impl Serialize) -> Result<Changed, ApiError> {
+        if self.find_named(kind, naming.parent, naming.name).await?.is_some() {
+            return Err(taken(naming.field, naming.name));
+        }
+        let object = Object {
+            kind: kind.to_owned(),
+            id: id.to_owned(),
+            parent: naming.parent.to_owned(),
+            name: naming.name.to_owned(),
+            doc: text(doc)?,
+            revision: self.advance().await?,
+            created_at_ms: self.now_ms,
+            updated_at_ms: self.now_ms,
+        };
+        self.write(&object, false).await?;
+        self.record(Deed::Create, None, Some(object)).await
+    }
+
+    /// Changes an object that was read in this transaction. Its name and parent stay.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn update(&mut self, old: &Object, doc: &impl Serialize) -> Result<Changed, ApiError> {
+        let object = Object {
+            doc: text(doc)?,
+            revision: self.advance().await?,
+            updated_at_ms: self.now_ms,
+            ..old.clone()
+        };
+        self.write(&object, false).await?;
+        self.record(Deed::Update, Some(old), Some(object)).await
+    }
+
+    /// Removes an object that was read in this transaction. A mark stays, so that nodes can be told.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn delete(&mut self, old: &Object) -> Result<Changed, ApiError> {
+        let revision = self.advance().await?;
+        let object = Object { revision, updated_at_ms: self.now_ms, ..old.clone() };
+        self.write(&object, true).await?;
+        self.record(Deed::Delete, Some(old), Some(object)).await
+    }
+
+    /// Marks the whole scope as removed and frees its key. The objects stay for the record.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn delete_scope(&mut self) -> Result<(), ApiError> {
+        sqlx::query("UPDATE scopes SET deleted = 1, workspace_key = workspace_key || '~' || scope WHERE scope = $1")
+            .bind(&*self.scope.0)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
+    /// Replaces many objects at once under one revision: rows that the program itself brings, too many
+    /// for a line of audit each. `upserts` and `removals` are written as given; one audit line with
+    /// `note` stands for all.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn bulk(&mut self, upserts: &[Object], removals: &[Object], note: &str) -> Result<(), ApiError> {
+        let revision = self.advance().await?;
+        let at = |object: &Object| Object { revision, updated_at_ms: self.now_ms, ..object.clone() };
+        let rows: Vec<_> = upserts.iter().map(|o| (at(o), false)).chain(removals.iter().map(|o| (at(o), true))).collect();
+        for (object, deleted) in &rows {
+            self.write(object, *deleted).await?;
+        }
+        let line = Object {
+            kind: "catalog".to_owned(),
+            id: note.to_owned(),
+            parent: String::new(),
+            name: String::new(),
+            doc: text(&serde_json::json!({ "upserts": upserts.len(), "removals": removals.len() }))?,
+            revision,
+            created_at_ms: self.now_ms,
+            updated_at_ms: self.now_ms,
+        };
+        self.record(Deed::Update, None, Some(line)).await?;
+        Ok(())
+    }
+
+    /// Commits, with the answer to the request's `Idempotency-Key` if it has one, and wakes the
+    /// publisher, here and in other replicas.
+    ///
+    /// # Errors
+    /// When the database fails or another request took the key over: nothing is changed then.
+    pub async fn commit(mut self, claim: &Claim, reply: &Reply) -> Result<(), ApiError> {
+        claim.settle(&self.app, &mut self.tx, reply).await?;
+        notify(&self.app, &mut self.tx, &self.scope.0).await?;
+        self.tx.commit().await?;
+        self.app.wake();
+        Ok(())
+    }
+
+    async fn advance(&mut self) -> Result<i64, ApiError> {
+        let (revision,): (i64,) = sqlx::query_as(
+            "UPDATE scopes SET revision = revision + 1, updated_at_ms = $1 WHERE scope = $2 RETURNING revision",
+        )
+        .bind(self.now_ms)
+        .bind(&*self.scope.0)
+        .fetch_one(&mut *self.tx)
+        .await?;
+        Ok(revision)
+    }
+
+    /// The object and its history line.
+    async fn write(&mut self, object: &Object, deleted: bool) -> Result<(), ApiError> {
+        let written = sqlx::query(
+            "INSERT INTO objects (scope, kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms, deleted)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+             ON CONFLICT (scope, kind, id) DO UPDATE SET doc = excluded.doc, revision = excluded.revision,
+                 updated_at_ms = excluded.updated_at_ms, deleted = excluded.deleted",
+        )
+        .bind(&*self.scope.0)
+        .bind(&*object.kind)
+        .bind(&*object.id)
+        .bind(&*object.parent)
+        .bind(&*object.name)
+        .bind(&*object.doc)
+        .bind(object.revision)
+        .bind(object.created_at_ms)
+        .bind(object.updated_at_ms)
+        .bind(i64::from(deleted))
+        .execute(&mut *self.tx)
+        .await;
+        match written {
+            // Looked for before, under the scope's lock; the index is the second wall.
+            Err(sqlx::Error::Database(e)) if e.is_unique_violation() => return Err(taken("name", &object.name)),
+            other => other?,
+        };
+        sqlx::query(
+            "INSERT INTO object_history (scope, kind, id, revision, doc, deleted) VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(&*self.scope.0)
+        .bind(&*object.kind)
+        .bind(&*object.id)
+        .bind(object.revision)
+        .bind(&*object.doc)
+        .bind(i64::from(deleted))
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+
+    /// The audit line and the outbox line. `after` is what stands at the new revision.
+    async fn record(&mut self, deed: Deed, before: Option<&Object>, after: Option<Object>) -> Result<Changed, ApiError> {
+        let object = after.ok_or_else(|| ApiError::internal("a change without an object"))?;
+        let change_id = ChangeId::new(u64::try_from(self.now_ms).unwrap_or_default(), runtime::random::bytes());
+        let after = (deed != Deed::Delete).then_some(&*object.doc);
+        let line = AuditLine {
+            change_id: &change_id.to_string(),
+            scope: &self.scope.0,
+            revision: object.revision,
+            at_ms: self.now_ms,
+            actor: &self.actor.0,
+            action: deed.as_str(),
+            kind: &object.kind,
+            object_id: &object.id,
+            before: before.map(|o| &*o.doc),
+            after,
+        };
+        line.append(&mut self.tx).await?;
+        sqlx::query("INSERT INTO outbox (scope, revision, change_id, committed_at_ms) VALUES ($1, $2, $3, $4)")
+            .bind(&*self.scope.0)
+            .bind(object.revision)
+            .bind(change_id.to_string())
+            .bind(self.now_ms)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(Changed { object, change_id })
+    }
+}
+
+/// Wakes the publishers of other replicas once the transaction commits. SQLite has no others.
+async fn notify(app: &App, tx: &mut Tx, scope: &str) -> Result<(), ApiError> {
+    match app.db.engine() {
+        Engine::Sqlite => {}
+        Engine::Postgres => {
+            sqlx::query("SELECT CAST(pg_notify('pointsman_changes', $1) AS TEXT)").bind(scope).execute(&mut **tx).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A line of the audit. Its hash covers everything it says and the hash before it, so that a changed,
+/// removed or inserted line breaks the chain of its scope.
+#[derive(Debug, Serialize)]
+pub struct AuditLine<'a> {
+    /// Names the change.
+    pub change_id: &'a str,
+    /// Workspace id, `shared`, or `admin` for what belongs to none.
+    pub scope: &'a str,
+    /// Counts up in the scope.
+    pub revision: i64,
+    /// Milliseconds since 1970.
+    pub at_ms: i64,
+    /// Id of an admin token, or `system`.
+    pub actor: &'a str,
+    /// `create`, `update`, `delete`.
+    pub action: &'a str,
+    /// What kind of object.
+    pub kind: &'a str,
+    /// Which.
+    pub object_id: &'a str,
+    /// The document before; never holds a secret.
+    pub before: Option<&'a str>,
+    /// The document afterwards.
+    pub after: Option<&'a str>,
+}
+
+impl AuditLine<'_> {
+    /// The hash of the line behind one with the hash `previous` ("" for the first).
+    ///
+    /// # Errors
+    /// Never in practice: the line is plain text.
+    pub fn hash(&self, previous: &str) -> Result<String, ApiError> {
+        Ok(hex(&sha256(&[previous.as_bytes(), b"\n", text(self)?.as_bytes()])))
+    }
+
+    /// Writes the line at the end of its scope's chain. The caller holds the scope's lock.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn append(&self, tx: &mut Tx) -> Result<(), ApiError> {
+        let last: Option<(String,)> =
+            sqlx::query_as("SELECT hash FROM audit WHERE scope = $1 ORDER BY revision DESC LIMIT 1")
+                .bind(self.scope)
+                .fetch_optional(&mut **tx)
+                .await?;
+        let hash = self.hash(last.as_ref().map_or("", |(hash,)| hash))?;
+        sqlx::query(
+            "INSERT INTO audit (change_id, scope, revision, at_ms, actor, action, kind, object_id, before, after, hash)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        )
+        .bind(self.change_id)
+        .bind(self.scope)
+        .bind(self.revision)
+        .bind(self.at_ms)
+        .bind(self.actor)
+        .bind(self.action)
+        .bind(self.kind)
+        .bind(self.object_id)
+        .bind(self.before)
+        .bind(self.after)
+        .bind(hash)
+        .execute(&mut **tx)
+        .await?;
+        Ok(())
+    }
+}
+
+/// A living object.
+///
+/// # Errors
+/// When the database fails.
+pub async fn find(on: &mut AnyConnection, scope: &Scope, kind: &str, id: &str) -> Result<Option<Object>, ApiError> {
+    let row = sqlx::query_as(
+        "SELECT kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms FROM objects
+         WHERE scope = $1 AND kind = $2 AND id = $3 AND deleted = 0",
+    )
+    .bind(&*scope.0)
+    .bind(kind)
+    .bind(id)
+    .fetch_optional(on)
+    .await?;
+    Ok(row)
+}
+
+/// A living object by its unique name.
+///
+/// # Errors
+/// When the database fails.
+pub async fn find_named(
+    on: &mut AnyConnection,
+    scope: &Scope,
+    kind: &str,
+    parent: &str,
+    name: &str,
+) -> Result<Option<Object>, ApiError> {
+    let row = sqlx::query_as(
+        "SELECT kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms FROM objects
+         WHERE scope = $1 AND kind = $2 AND parent = $3 AND name = $4 AND deleted = 0",
+    )
+    .bind(&*scope.0)
+    .bind(kind)
+    .bind(parent)
+    .bind(name)
+    .fetch_optional(on)
+    .await?;
+    Ok(row)
+}
+
+/// Which objects a list shows, and from where on.
+#[derive(Debug, Clone, Default)]
+pub struct Filter<'a> {
+    /// `None` = whatever they belong to.
+    pub parent: Option<&'a str>,
+    /// `None` = whatever their name.
+    pub name: Option<&'a str>,
+    /// `None` = on and off.
+    pub disabled: Option<bool>,
+    /// Ids above this.
+    pub after: &'a str,
+    /// At most so many.
+    pub limit: i64,
+}
+
+/// Living objects in order of id.
+///
+/// # Errors
+/// When the database fails.
+pub async fn list(app: &App, scope: &Scope, kind: &str, filter: &Filter<'_>) -> Result<Vec<Object>, ApiError> {
+    // An absent filter is bound as '' (or -1) and holds for every row: the statement stays one text.
+    let statement = match app.db.engine() {
+        Engine::Sqlite => {
+            "SELECT kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms FROM objects
+             WHERE scope = $1 AND kind = $2 AND id > $3 AND deleted = 0 AND ($4 = '' OR parent = $4)
+                 AND ($5 = '' OR name = $5) AND ($6 < 0 OR COALESCE(json_extract(doc, '$.disabled'), 0) = $6)
+             ORDER BY id LIMIT $7"
+        }
+        Engine::Postgres => {
+            "SELECT kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms FROM objects
+             WHERE scope = $1 AND kind = $2 AND id > $3 AND deleted = 0 AND ($4 = '' OR parent = $4)
+                 AND ($5 = '' OR name = $5)
+                 AND ($6 < 0 OR CASE WHEN CAST(doc AS json) ->> 'disabled' = 'true' THEN 1 ELSE 0 END = $6)
+             ORDER BY id LIMIT $7"
+        }
+    };
+    let rows = sqlx::query_as(statement)
+        .bind(&*scope.0)
+        .bind(kind)
+        .bind(filter.after)
+        .bind(filter.parent.unwrap_or_default())
+        .bind(filter.name.unwrap_or_default())
+        .bind(filter.disabled.map_or(-1, i64::from))
+        .bind(filter.limit)
+        .fetch_all(app.db.pool())
+        .await?;
+    Ok(rows)
+}
+
+fn taken(field: &'static str, name: &str) -> ApiError {
+    let message = format!("{name:?} is taken");
+    ApiError::new(Code::AlreadyExists, format!("{field}: {message}")).at(field, "already_exists", message)
+}
+
+fn text(value: &impl Serialize) -> Result<String, ApiError> {
+    serde_json::to_string(value).map_err(ApiError::internal)
+}

@@ -1,0 +1,3 @@
+//! Bytes to frames, however they were cut on the way.
+
+pub mod sse;

@@ -1,0 +1,171 @@
+//! A caller's connection with the three deadlines that hyper has no word for: a head that trickles
+//! in, a connection that is kept for nothing, and a caller that does not read.
+//!
+//! hyper's own head timeout also cuts idle keep-alive connections, which load balancers reuse for
+//! longer than a head may take; so the two are told apart here, by what the connection is doing.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+/// Deadlines of a caller's connection.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientDeadlines {
+    /// From a head's first byte to its last.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// Between two writes that the caller takes.
+    pub write: Duration,
+}
+
+/// What the connection is doing; shared with the service, which knows when a request begins and
+/// ends.
+#[derive(Debug, Clone, Default)]
+pub struct Activity(Arc<AtomicU8>);
+
+const IDLE: u8 = 0;
+const HEAD: u8 = 1;
+const REQUEST: u8 = 2;
+
+impl Activity {
+    /// The head is complete; the request runs until the guard is dropped.
+    pub fn request(&self) -> InRequest {
+        self.0.store(REQUEST, Ordering::Relaxed);
+        InRequest(self.0.clone())
+    }
+}
+
+/// Held while a request runs.
+pub struct InRequest(Arc<AtomicU8>);
+
+impl Drop for InRequest {
+    fn drop(&mut self) {
+        self.0.store(IDLE, Ordering::Relaxed);
+    }
+}
+
+/// A TCP connection that ends itself when a deadline passes.
+pub struct ClientIo {
+    inner: TokioIo<TcpStream>,
+    deadlines: ClientDeadlines,
+    activity: Activity,
+    /// Armed lazily: it fires early rather than being reset for every byte, and then looks.
+    read: Pin<Box<Sleep>>,
+    read_since: Instant,
+    write: Option<Pin<Box<Sleep>>>,
+}
+
+impl ClientIo {
+    /// Wraps an accepted connection.
+    pub fn new(stream: TcpStream, deadlines: ClientDeadlines, activity: Activity) -> Self {
+        let now = Instant::now();
+        Self {
+            inner: TokioIo::new(stream),
+            deadlines,
+            activity,
+            read: Box::pin(tokio::time::sleep_until(now + deadlines.head)),
+            read_since: now,
+            write: None,
+        }
+    }
+
+    /// Looks whether the present activity has lasted too long.
+    fn check_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let limit = match self.activity.0.load(Ordering::Relaxed) {
+                HEAD => self.deadlines.head,
+                IDLE => self.deadlines.idle,
+                // A running request has its own deadlines; look again later.
+                _ => {
+                    self.read_since = Instant::now();
+                    self.deadlines.head
+                }
+            };
+            if self.read_since.elapsed() >= limit {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            let at = self.read_since + limit;
+            if self.read.deadline() > at || self.read.is_elapsed() {
+                self.read.as_mut().reset(at);
+            }
+            if self.read.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn check_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let limit = self.deadlines.write;
+        let timer = self.write.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        match timer.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Read for ClientIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Ready(read) => {
+                let idle = self.activity.0.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
+                if idle.is_ok() {
+                    self.read_since = Instant::now();
+                }
+                Poll::Ready(read)
+            }
+            Poll::Pending => match self.check_read(cx) {
+                Poll::Ready(Err(late)) => Poll::Ready(Err(late)),
+                Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl Write for ClientIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.inner).poll_write(cx, buf) {
+            Poll::Ready(done) => {
+                self.write = None;
+                Poll::Ready(done)
+            }
+            Poll::Pending => self.check_write(cx),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.inner).poll_write_vectored(cx, bufs) {
+            Poll::Ready(done) => {
+                self.write = None;
+                Poll::Ready(done)
+            }
+            Poll::Pending => self.check_write(cx),
+        }
+    }
+}

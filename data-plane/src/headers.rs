@@ -1,0 +1,148 @@
+//! The headers of our answers, and those that cross from the caller to a provider.
+
+use std::fmt::Write;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use providers::Usage;
+use shared::ids::RequestId;
+
+use crate::exchange::Exchange;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REVISION: HeaderName = HeaderName::from_static("x-pointsman-revision");
+const RESOLVED_MODEL: HeaderName = HeaderName::from_static("x-pointsman-resolved-model");
+const PROVIDER: HeaderName = HeaderName::from_static("x-pointsman-provider");
+const FALLBACK_LEVEL: HeaderName = HeaderName::from_static("x-pointsman-fallback-level");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-pointsman-attempts");
+const REASON: HeaderName = HeaderName::from_static("x-pointsman-reason");
+const COST_USD: HeaderName = HeaderName::from_static("x-pointsman-cost-usd");
+const ORCA_RESOLVED_MODEL: HeaderName = HeaderName::from_static("x-orca-resolved-model");
+const ORCA_FALLBACK_LEVEL: HeaderName = HeaderName::from_static("x-orca-fallback-level");
+const ORCA_FALLBACK_MODEL: HeaderName = HeaderName::from_static("x-orca-fallback-model");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// What every answer carries.
+pub fn identify(headers: &mut HeaderMap, id: &RequestId) {
+    insert(headers, X_REQUEST_ID, &id.to_string());
+}
+
+/// For a JSON body.
+pub fn json() -> HeaderMap {
+    with_content_type("application/json")
+}
+
+/// For a stream; tells proxies in between not to hold it back.
+pub fn event_stream() -> HeaderMap {
+    let mut headers = with_content_type("text/event-stream; charset=utf-8");
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    headers
+}
+
+/// Which way a request went.
+pub fn routed(headers: &mut HeaderMap, exchange: &Exchange) {
+    headers.insert(REVISION, HeaderValue::from(exchange.plan.revision));
+    headers.insert(ATTEMPTS, HeaderValue::from(exchange.attempts.count()));
+    insert(headers, REASON, &exchange.plan.reason.to_string());
+    let Some((candidate, _)) = exchange.last_slot().and_then(|slot| exchange.plan.at(slot)) else { return };
+    headers.insert(FALLBACK_LEVEL, HeaderValue::from(candidate.level));
+    insert(headers, PROVIDER, &candidate.provider.slug);
+    let Ok(name) = HeaderValue::from_str(&candidate.name) else { return };
+    headers.insert(RESOLVED_MODEL, name.clone());
+    if exchange.worker.node.orca_headers {
+        headers.insert(ORCA_RESOLVED_MODEL, name.clone());
+        headers.insert(ORCA_FALLBACK_LEVEL, HeaderValue::from(candidate.level));
+        if candidate.level > 0 {
+            headers.insert(ORCA_FALLBACK_MODEL, name);
+        }
+    }
+}
+
+/// What a whole answer cost; absent when the model is unpriced.
+pub fn cost(headers: &mut HeaderMap, exchange: &Exchange, usage: &Usage) {
+    let Some((candidate, _)) = exchange.last_slot().and_then(|slot| exchange.plan.at(slot)) else { return };
+    let at_ms = exchange.arrival.wall_ms;
+    if let Some(priced) = router::price::cost(&candidate.offering, &usage.tokens, &usage.service_tier, at_ms) {
+        let mut text = String::with_capacity(16);
+        if write!(text, "{}", priced.cost).is_ok() {
+            insert(headers, COST_USD, &text);
+        }
+    }
+}
+
+/// The caller's trace context (W3C Trace Context): `traceparent` and `tracestate`, when well-formed.
+pub fn trace(headers: &HeaderMap) -> Option<Trace> {
+    let parent = headers.get(&TRACEPARENT)?;
+    Trace::parse(parent.as_bytes(), headers.get(&TRACESTATE))
+}
+
+/// A caller's trace.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// As received.
+    pub parent: HeaderValue,
+    /// As received.
+    pub state: Option<HeaderValue>,
+}
+
+impl Trace {
+    /// `00-<32 hex>-<16 hex>-<2 hex>`, ids not all zero.
+    fn parse(text: &[u8], state: Option<&HeaderValue>) -> Option<Self> {
+        let hex = |range: std::ops::Range<usize>| {
+            let part = text.get(range)?;
+            let lower = part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            (lower && part.iter().any(|b| *b != b'0')).then_some(())
+        };
+        let dashes = [2, 35, 52].iter().all(|at| text.get(*at) == Some(&b'-'));
+        let flags = text.get(53..55)?.iter().all(u8::is_ascii_hexdigit);
+        if text.len() != 55 || !text.starts_with(b"00") || !dashes || !flags {
+            return None;
+        }
+        hex(3..35)?;
+        hex(36..52)?;
+        let state = state.filter(|s| s.len() <= 512).cloned();
+        Some(Self { parent: HeaderValue::from_bytes(text).ok()?, state })
+    }
+
+    /// Passes it on to a provider.
+    pub fn forward(&self, headers: &mut HeaderMap) {
+        headers.insert(TRACEPARENT, self.parent.clone());
+        if let Some(state) = &self.state {
+            headers.insert(TRACESTATE, state.clone());
+        }
+    }
+}
+
+fn with_content_type(value: &'static str) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(16);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
+    headers
+}
+
+/// Names come from the snapshot and are not all header text: what does not fit is left out.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_well_formed_traces_pass() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert!(Trace::parse(good.as_bytes(), None).is_some());
+        for bad in [
+            "", "00", "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
+        ] {
+            assert!(Trace::parse(bad.as_bytes(), None).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The life of one request, on one screen: route, identify, read, decide, carry out, answer.
+
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::Body;
+use hyper::body::Incoming;
+use providers::{Dialect, Endpoint, Head};
+use router::{Decision, Facts, Permission};
+use shared::proto::Outcome;
+use shared::snapshot::{ApiKey, Snapshot, Workspace};
+
+use crate::client_io::{Activity, InRequest};
+use crate::exchange::{Arrival, Asked, Exchange, now};
+use crate::execute::{self, Answered};
+use crate::headers;
+use crate::identify::identify;
+use crate::ingress::{self, Problem, Route, models, read};
+use crate::relay::Relay;
+use crate::reply::ReplyBody;
+use crate::worker::Worker;
+
+/// The wire format of this port's paths.
+const DIALECT: Dialect = Dialect::OpenAi;
+
+/// Answers one request, whatever it is. The connection counts as busy until the answer's last byte.
+pub async fn serve(
+    worker: Arc<Worker>,
+    peer: IpAddr,
+    request: Request<Incoming>,
+    activity: Activity,
+) -> Response<ReplyBody> {
+    let arrival = Arrival::now();
+    let running = activity.request();
+    let head_only = request.method() == Method::HEAD;
+    // A defect ends one request, not the process: the guards inside settle as the stack unwinds.
+    let answered = AssertUnwindSafe(answer(&worker, peer, arrival, request)).catch_unwind().await;
+    let answered = answered.unwrap_or_else(|panic| {
+        let text = runtime::task::panic_text(&*panic);
+        tracing::error!(request = %arrival.id, panic = text, "a request panicked");
+        Err(Problem::internal().into())
+    });
+    let mut response = match answered {
+        Ok(Reply::Whole { status, headers, body }) => whole(status, headers, body, running),
+        Ok(Reply::Stream { headers, relay }) => {
+            let mut response = Response::new(ReplyBody::stream(relay, running));
+            *response.headers_mut() = headers;
+            response
+        }
+        Err(Refused { problem, mut headers }) => {
+            worker.node.counters.refused(problem.code);
+            problem.headers(&mut headers);
+            let body = if head_only { Bytes::new() } else { problem.body(DIALECT) };
+            whole(problem.status, headers, body, running)
+        }
+    };
+    headers::identify(response.headers_mut(), &arrival.id);
+    response
+}
+
+/// An answer without what every answer has.
+enum Reply {
+    Whole { status: StatusCode, headers: HeaderMap, body: Bytes },
+    Stream { headers: HeaderMap, relay: Relay },
+}
+
+/// A problem, and what is known of the route it took.
+struct Refused {
+    problem: Problem,
+    headers: HeaderMap,
+}
+
+impl<P: Into<Problem>> From<P> for Refused {
+    fn from(problem: P) -> Self {
+        Self { problem: problem.into(), headers: HeaderMap::new() }
+    }
+}
+
+async fn answer(
+    worker: &Arc<Worker>,
+    peer: IpAddr,
+    arrival: Arrival,
+    request: Request<Incoming>,
+) -> Result<Reply, Refused> {
+    let route = ingress::route(&request)?;
+    if route == Route::Root {
+        let body = Bytes::from_static(b"{\"service\":\"pointsman\"}");
+        return Ok(Reply::Whole { status: StatusCode::OK, headers: headers::json(), body });
+    }
+    if !worker.node.store.is_ready() {
+        return Err(Problem::no_snapshot().into());
+    }
+    let snapshot = worker.node.store.load();
+    let (key, workspace) = identify(request.headers(), &snapshot)?;
+    let permission = match route {
+        Route::Call(_) => Permission::Inference,
+        Route::ListModels | Route::GetModel | Route::Root => Permission::ListModels,
+    };
+    router::admit(&key, &workspace, permission, peer, now())?;
+    match route {
+        Route::Call(endpoint) => {
+            let caller = Caller { key: &key, workspace: &workspace, peer };
+            call(worker, &snapshot, caller, arrival, endpoint, request).await
+        }
+        Route::ListModels | Route::Root => Ok(json(models::list(&workspace, &key))),
+        Route::GetModel => {
+            let name = ingress::model_name(request.uri().path());
+            let found = name.as_deref().and_then(|name| models::get(&workspace, &key, name));
+            found.map(json).ok_or_else(|| models::missing(name.as_deref().unwrap_or_default()).into())
+        }
+    }
+}
+
+struct Caller<'a> {
+    key: &'a ApiKey,
+    workspace: &'a Arc<Workspace>,
+    peer: IpAddr,
+}
+
+async fn call(
+    worker: &Arc<Worker>,
+    snapshot: &Snapshot,
+    caller: Caller<'_>,
+    arrival: Arrival,
+    endpoint: Endpoint,
+    request: Request<Incoming>,
+) -> Result<Reply, Refused> {
+    if worker.node.drain.in_flight() >= worker.node.limits.requests_in_flight {
+        return Err(Problem::too_busy().into());
+    }
+    let (parts, body) = request.into_parts();
+    read::check_headers(&parts.headers, body.size_hint().exact(), &worker.node.limits.body)?;
+    let body = read::whole(body, &worker.node.limits.body).await?;
+    let head = DIALECT.read_request(endpoint, &body)?;
+    let facts = facts(&caller, endpoint, &head, worker.node.limits.total_ms);
+    let decision = router::plan(snapshot, &facts, &worker.fleet(), now(), runtime::random::seed());
+    let plan = match decision {
+        Decision::Plan(plan) => plan,
+        Decision::Refusal(refusal) => return Err(refusal.into()),
+    };
+    let asked = Asked {
+        arrival,
+        key: caller.key,
+        workspace: caller.workspace,
+        endpoint: endpoint.name(),
+        model: head.requested_model(),
+        identity: head.user.as_deref().unwrap_or_default(),
+        stream: head.stream,
+        prompt_tokens: head.prompt_tokens_estimate,
+        trace: headers::trace(&parts.headers),
+    };
+    let mut exchange = Exchange::begin(worker, plan, &asked).map_err(|_| Problem::journal_full())?;
+    let job = execute::Job { dialect: DIALECT, endpoint, head: &head, body: &body, trace: asked.trace.as_ref() };
+    match execute::run(&mut exchange, &job).await {
+        Ok(Answered::Whole { body, usage }) => {
+            exchange.settle(Outcome::Completed, 200, "", Some(&usage));
+            let mut headers = headers::json();
+            headers::routed(&mut headers, &exchange);
+            headers::cost(&mut headers, &exchange, &usage);
+            Ok(Reply::Whole { status: StatusCode::OK, headers, body })
+        }
+        Ok(Answered::Stream(source)) => {
+            let mut headers = headers::event_stream();
+            headers::routed(&mut headers, &exchange);
+            exchange.commit();
+            Ok(Reply::Stream { headers, relay: Relay::new(exchange, source, DIALECT) })
+        }
+        Err(failed) => {
+            let mut problem = Problem::from(&failed.failure);
+            if failed.forward.is_some() {
+                problem.body = failed.forward;
+            }
+            exchange.settle(Outcome::Failed, problem.status.as_u16(), problem.code, None);
+            let mut headers = HeaderMap::new();
+            headers::routed(&mut headers, &exchange);
+            Err(Refused { problem, headers })
+        }
+    }
+}
+
+fn facts<'a>(caller: &'a Caller<'a>, endpoint: Endpoint, head: &'a Head<'a>, total_ms: u64) -> Facts<'a> {
+    Facts {
+        key: caller.key,
+        workspace: caller.workspace,
+        endpoint: match endpoint {
+            Endpoint::ChatCompletions => router::Endpoint::ChatCompletions,
+            Endpoint::Embeddings => router::Endpoint::Embeddings,
+        },
+        model: head.model.as_deref().unwrap_or_default(),
+        models: &head.models,
+        stream: head.stream,
+        tools: head.needs.tools,
+        vision: head.needs.vision,
+        audio: head.needs.audio_input,
+        pdf: head.needs.pdf_input,
+        json_schema: head.needs.json_schema,
+        // The estimate is a quarter of the text's bytes.
+        prompt_text_bytes: head.prompt_tokens_estimate.saturating_mul(4),
+        max_tokens: head.max_output_tokens,
+        environment: None,
+        peer: caller.peer,
+        total_ms,
+    }
+}
+
+fn json(body: Bytes) -> Reply {
+    Reply::Whole { status: StatusCode::OK, headers: headers::json(), body }
+}
+
+fn whole(status: StatusCode, headers: HeaderMap, body: Bytes, running: InRequest) -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::whole(body, running));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Routes a request for every provider's first model through a snapshot that is about to serve, as a
+/// caller would. Only a panic or a defect of the snapshot fails it: that nothing can be routed yet
+/// is a fair state.
+pub struct SelfTest;
+
+impl crate::snapshot::SelfTest for SelfTest {
+    fn check(&self, next: &Snapshot, scope: &str) -> Result<(), shared::snapshot::Rejection> {
+        let Some(workspace) = scope.parse().ok().and_then(|id| next.workspace(&id)) else { return Ok(()) };
+        let body = Bytes::from_static(br#"{"model":"m","messages":[{"role":"user","content":"self-test"}]}"#);
+        let Ok(head) = DIALECT.read_request(Endpoint::ChatCompletions, &body) else { return Ok(()) };
+        let key = ApiKey::unlimited(workspace);
+        let caller = Caller { key: &key, workspace, peer: IpAddr::from([127, 0, 0, 1]) };
+        let facts = facts(&caller, Endpoint::ChatCompletions, &head, 1_000);
+        let fleet = router::Fleet::default();
+        for provider in workspace.providers.values().take(64) {
+            let Some(offering) = provider.offerings().next() else { continue };
+            let model = format!("{}/{}", provider.slug, offering.model);
+            let decision = router::plan(next, &Facts { model: &model, ..facts }, &fleet, now(), 0);
+            let Decision::Plan(plan) = decision else { continue };
+            if plan.candidates.is_empty() {
+                return Err(shared::snapshot::Rejection {
+                    code: shared::proto::NackCode::SelfTest,
+                    path: format!("provider/{}", provider.id),
+                    detail: "a plan without candidates".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,261 @@
+//! Calls to providers over this thread's own HTTP/1.1 connections.
+//!
+//! It opens connections (resolve, check the address, TCP, TLS), keeps idle ones, sends a request
+//! and gives back the head of the answer. It follows no redirect, reads no proxy variable and
+//! decides nothing: what went wrong is a [`Failure`], what to do about it is `router::retry`'s.
+
+mod body;
+mod connect;
+mod resolve;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use shared::failure::{Deadline, Failure, FailureKind};
+use shared::snapshot::{BaseUrl, Scheme};
+use tokio::time::{Instant, timeout_at};
+
+use crate::egress::Egress;
+pub use body::SliceBody;
+use connect::Connector;
+
+/// Bounds of the pool.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolLimits {
+    /// Idle connections kept per host.
+    pub idle_per_host: usize,
+    /// How long an idle connection is kept. Below the usual 60 s of providers' own balancers, so
+    /// that we are the side that closes.
+    pub idle_for: Duration,
+}
+
+/// Until when each part of a call must have happened.
+#[derive(Debug, Clone, Copy)]
+pub struct CallDeadlines {
+    /// TCP and TLS.
+    pub connect: Duration,
+    /// From sending to the head of the answer, and its first bytes.
+    pub first_token: Duration,
+    /// The whole request.
+    pub total: Instant,
+}
+
+/// This thread's connections to providers.
+pub struct Upstream {
+    connector: Connector,
+    limits: PoolLimits,
+    idle: Arc<Mutex<Pool>>,
+}
+
+type Pool = HashMap<Host, Vec<Idle>>;
+
+/// What connections are shared by: whom they lead to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Host {
+    scheme: Scheme,
+    authority: http::uri::Authority,
+}
+
+struct Idle {
+    sender: SendRequest<SliceBody>,
+    since: Instant,
+}
+
+/// The head of an answer. Its connection goes back to the pool when the body was read to its end,
+/// and is closed when this is dropped earlier: that is how a call is cancelled.
+pub struct Reply {
+    /// Status, headers, body.
+    pub response: Response<Incoming>,
+    /// Give it back with [`Returning::keep`] once the body ended.
+    pub connection: Returning,
+}
+
+/// A connection that is in use.
+pub struct Returning {
+    sender: Option<SendRequest<SliceBody>>,
+    host: Host,
+    pool: Arc<Mutex<Pool>>,
+    limits: PoolLimits,
+}
+
+impl Returning {
+    /// The answer was read to its end: keep the connection for the next call.
+    pub fn keep(mut self) {
+        let Some(sender) = self.sender.take() else { return };
+        if sender.is_closed() {
+            return;
+        }
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = pool.entry(self.host.clone()).or_default();
+        if idle.len() < self.limits.idle_per_host {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+}
+
+impl Upstream {
+    /// An empty pool.
+    pub fn new(tls: Arc<rustls::ClientConfig>, egress: Egress, limits: PoolLimits) -> Self {
+        Self { connector: Connector::new(tls, egress), limits, idle: Arc::default() }
+    }
+
+    /// Sends one request and waits for the head of the answer. A kept connection that turns out
+    /// closed before it took the request is replaced silently; one that breaks afterwards is a
+    /// failure, as the provider may have begun to work.
+    pub async fn call(
+        &self,
+        to: &BaseUrl,
+        request: Request<SliceBody>,
+        deadlines: &CallDeadlines,
+    ) -> Result<Reply, Failure> {
+        let host = Host { scheme: to.scheme, authority: to.authority.clone() };
+        let mut request = request;
+        loop {
+            let (mut sender, fresh) = match self.take_idle(&host) {
+                Some(sender) => (sender, false),
+                None => (self.connect(&host, deadlines).await?, true),
+            };
+            let until = deadlines.total.min(Instant::now() + deadlines.first_token);
+            let sent = match timeout_at(until, sender.try_send_request(request)).await {
+                Ok(sent) => sent,
+                Err(_) => return Err(late(until == deadlines.total, Deadline::FirstToken)),
+            };
+            match sent {
+                Ok(response) => return Ok(Reply { response, connection: self.returning(sender, host) }),
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) if !fresh => request = unsent,
+                    Some(_) | None => return Err(broken(failed.error())),
+                },
+            }
+        }
+    }
+
+    /// Closes connections that were idle for too long.
+    pub fn prune(&self) {
+        let mut pool = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.retain(|_, idle| {
+            idle.retain(|i| !i.sender.is_closed() && i.since.elapsed() < self.limits.idle_for);
+            !idle.is_empty()
+        });
+    }
+
+    fn take_idle(&self, host: &Host) -> Option<SendRequest<SliceBody>> {
+        let mut pool = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = pool.get_mut(host)?;
+        // The last one used is the one most likely alive.
+        while let Some(candidate) = idle.pop() {
+            if candidate.sender.is_ready() && candidate.since.elapsed() < self.limits.idle_for {
+                return Some(candidate.sender);
+            }
+        }
+        None
+    }
+
+    async fn connect(&self, host: &Host, deadlines: &CallDeadlines) -> Result<SendRequest<SliceBody>, Failure> {
+        let until = deadlines.total.min(Instant::now() + deadlines.connect);
+        match timeout_at(until, self.connector.connect(host.scheme, &host.authority)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(late(until == deadlines.total, Deadline::Connect)),
+        }
+    }
+
+    fn returning(&self, sender: SendRequest<SliceBody>, host: Host) -> Returning {
+        Returning { sender: Some(sender), host, pool: self.idle.clone(), limits: self.limits }
+    }
+}
+
+fn late(total: bool, deadline: Deadline) -> Failure {
+    let deadline = if total { Deadline::Total } else { deadline };
+    let message = match deadline {
+        Deadline::Connect => "the provider did not accept a connection in time",
+        Deadline::FirstToken => "the provider did not begin to answer in time",
+        Deadline::Idle => "the provider stopped sending",
+        Deadline::Total => "the request took longer than it may",
+    };
+    Failure::new(FailureKind::Timeout(deadline), message)
+}
+
+/// A deadline that ran out while an answer was read.
+pub fn too_late(deadline: Deadline) -> Failure {
+    late(false, deadline)
+}
+
+/// A connection that broke.
+pub fn broken(error: &hyper::Error) -> Failure {
+    let kind = if error.is_parse() { FailureKind::BadReply } else { FailureKind::Reset };
+    let message = match kind {
+        FailureKind::BadReply => "the provider's answer is not HTTP",
+        _ => "the connection to the provider broke",
+    };
+    Failure::new(kind, message).context(format!("{error:?}"))
+}
+
+/// Reads a whole body, at most `limit` bytes.
+pub async fn read_whole(body: Incoming, limit: usize, until: Instant) -> Result<Bytes, Failure> {
+    let mut body = body;
+    let mut first = Bytes::new();
+    let mut rest: Option<bytes::BytesMut> = None;
+    let hint = usize::try_from(http_body::Body::size_hint(&body).lower()).unwrap_or(usize::MAX);
+    let too_large = || Failure::new(FailureKind::BadReply, format!("the provider's answer is larger than {limit} bytes"));
+    if hint > limit {
+        return Err(too_large());
+    }
+    loop {
+        let frame = match timeout_at(until, next_data(&mut body)).await {
+            Ok(Some(Ok(data))) => data,
+            Ok(Some(Err(error))) => return Err(broken(&error)),
+            Ok(None) => break,
+            Err(_) => return Err(late(false, Deadline::FirstToken)),
+        };
+        let so_far = rest.as_ref().map_or(first.len(), bytes::BytesMut::len);
+        if so_far + frame.len() > limit {
+            return Err(too_large());
+        }
+        match &mut rest {
+            // Most answers arrive in one piece, which is then not copied.
+            None if first.is_empty() => first = frame,
+            None => {
+                let mut whole = bytes::BytesMut::with_capacity(hint.max(first.len() + frame.len()));
+                whole.extend_from_slice(&first);
+                whole.extend_from_slice(&frame);
+                rest = Some(whole);
+            }
+            Some(whole) => whole.extend_from_slice(&frame),
+        }
+    }
+    Ok(rest.map_or(first, bytes::BytesMut::freeze))
+}
+
+/// The next data frame; trailers are skipped.
+pub fn next_data<B>(body: &mut B) -> impl Future<Output = Option<Result<Bytes, B::Error>>>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    std::future::poll_fn(move |cx| poll_data(Pin::new(&mut *body), cx))
+}
+
+/// As [`next_data`], for bodies that are polled.
+pub fn poll_data<B>(mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, B::Error>>>
+where
+    B: http_body::Body<Data = Bytes>,
+{
+    loop {
+        match body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => return Poll::Ready(Some(Ok(data))),
+                Err(_) => continue,
+            },
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! A request body made of slices: the caller's bytes around the few that changed, never joined.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+/// Slices to be sent one after the other with a known total length.
+#[derive(Debug, Clone)]
+pub struct SliceBody {
+    slices: std::vec::IntoIter<Bytes>,
+    left: u64,
+}
+
+impl SliceBody {
+    /// `len` must be the sum of the slices' lengths.
+    pub fn new(slices: Vec<Bytes>, len: usize) -> Self {
+        Self { slices: slices.into_iter(), left: len as u64 }
+    }
+}
+
+impl Body for SliceBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(slice) = self.slices.next() else { return Poll::Ready(None) };
+        self.left = self.left.saturating_sub(slice.len() as u64);
+        Poll::Ready(Some(Ok(Frame::data(slice))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}

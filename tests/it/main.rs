@@ -1,0 +1,16 @@
+//! Whole-house scenarios: the real programs as processes, on loopback, each bounded in time.
+#![expect(clippy::disallowed_methods, reason = "scenarios run tasks and clocks beside the programs under test")]
+
+mod bad_input;
+mod bad_replies;
+mod control_plane_away;
+mod convergence;
+mod disconnect;
+mod drain;
+mod failover;
+mod first_request;
+mod joining;
+mod load;
+mod rolling_restart;
+mod sdk;
+mod usage_exact;
