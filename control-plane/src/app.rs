@@ -21,6 +21,8 @@ pub struct App {
     pub vault: Arc<Vault>,
     /// Bootstrap settings.
     pub config: Arc<Config>,
+    /// What is published, and who runs it.
+    pub publish: Arc<crate::publish::Publish>,
     /// The metrics registry; every module registers its own.
     pub metrics: Metrics,
     /// 128 bits made when the database was: another database is another lineage.
@@ -39,11 +41,13 @@ type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 impl App {
     /// Over an open database.
     pub fn new(db: Db, vault: Vault, config: Config, lineage: [u8; 16], shutdown: Shutdown) -> Self {
+        let metrics = Metrics::default();
         Self {
             db,
             vault: Arc::new(vault),
             config: Arc::new(config),
-            metrics: Metrics::default(),
+            publish: Arc::new(crate::publish::Publish::new(&metrics)),
+            metrics,
             lineage,
             shutdown,
             changed: Arc::new(watch::Sender::new(0)),

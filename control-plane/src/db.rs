@@ -117,6 +117,7 @@ const MIGRATIONS: &[(i64, &str, &str, &str, &str)] = &[
         include_str!("../migrations/0002_ledger.sqlite.sql"),
         include_str!("../migrations/0002_ledger.postgres.sql"),
     ),
+    (3, "fleet", include_str!("../migrations/0003_fleet.sql"), "", ""),
 ];
 
 fn migrator(engine: Engine) -> Migrator {

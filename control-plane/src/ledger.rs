@@ -13,3 +13,6 @@ mod sql;
 
 pub use api::routes;
 pub use ingest::{Ingest, UsageService};
+
+#[cfg(test)]
+mod tests;

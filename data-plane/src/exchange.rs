@@ -202,9 +202,8 @@ impl Exchange {
                 charge(record, candidate, usage, self.arrival.wall_ms);
             }
         }
-        let mut record = record.clone();
-        record.outcome = outcome.into();
-        if let Err(error) = meter.finish(outcome) {
+        let (record, kept) = meter.finish(outcome);
+        if let Err(error) = kept {
             tracing::error!(request = %self.arrival.id, %error, "a usage record was lost");
         }
         let (attempts, trace) = (std::mem::take(&mut self.trail), self.trace.take());

@@ -337,10 +337,22 @@ fn answer(called: Called) -> Result<proto::Certificate, IdentityError> {
     };
     let text = format!("{:?}: {}", status.code(), status.message());
     match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal
-        | Code::ResourceExhausted | Code::Aborted => Err(IdentityError::Unreachable(text)),
-        Code::Ok | Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::PermissionDenied
-        | Code::FailedPrecondition | Code::OutOfRange | Code::Unimplemented | Code::DataLoss
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::Internal
+        | Code::ResourceExhausted
+        | Code::Aborted => Err(IdentityError::Unreachable(text)),
+        Code::Ok
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::DataLoss
         | Code::Unauthenticated => Err(IdentityError::Refused(text)),
     }
 }

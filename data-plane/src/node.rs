@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 use runtime::rpc::Dialer;
 use runtime::shutdown::{self, Shutdown};
 use runtime::{clock, task};
+use shared::ids::NodeId;
 use shared::proto;
 use shared::snapshot::Addresses;
 use tokio::sync::watch;
@@ -64,8 +65,13 @@ pub struct Limits {
 
 /// How the node reaches its control plane.
 pub enum Control {
-    /// In the same process, or any transport that needs no certificate.
-    Local(Dialer),
+    /// In the same process, or over any transport that needs no certificate.
+    Local {
+        /// How to connect.
+        dialer: Dialer,
+        /// As the other end knows this node.
+        node_id: NodeId,
+    },
     /// Over mutual TLS at "host:port"; `token` is needed once, to join.
     Remote {
         /// "host:port".
@@ -134,7 +140,7 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
     let node = Arc::new(node(&config, store.clone()));
     let name = config.name.clone().unwrap_or_else(host_name);
     let (dialer, identity, node_id) = match control {
-        Control::Local(dialer) => (dialer, None, "local".to_owned()),
+        Control::Local { dialer, node_id } => (dialer, None, node_id.to_string()),
         Control::Remote { authority, token } => {
             let folder = config.data_dir.join("identity");
             let identity = Identity::load_or_join(&folder, &authority, token.as_deref(), &name, &shutdown).await?;
@@ -277,8 +283,8 @@ async fn collect(queues: Vec<observe::Queue>, mut metrics: Metrics, telling: Tel
         for queue in &queues {
             let (observations, dropped) = queue.take();
             metrics.lost(dropped);
-            for observation in &observations {
-                metrics.observe(observation);
+            metrics.observe(&observations);
+            for observation in observations.iter().filter(|_| telling.access_log || telling.spans) {
                 if telling.access_log {
                     observe::log(observation);
                 }

@@ -12,7 +12,7 @@ use clap::Parser;
 use runtime::rpc::Dialer;
 use runtime::shutdown;
 use serde_json::{Value, json};
-use shared::ids::{ApiKeyId, CredentialId, ModelId, ProjectId, ProviderId, WorkspaceId};
+use shared::ids::{ApiKeyId, CredentialId, ModelId, NodeId, ProjectId, ProviderId, WorkspaceId};
 use shared::proto;
 use shared::snapshot::SHARED_SCOPE;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -62,7 +62,7 @@ impl TestNode {
         let nobody = Dialer::new("nobody", || async {
             Err::<TcpStream, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
         });
-        let running = start(config, Control::Local(nobody), shutdown).await.expect("the node starts");
+        let running = start(config, Control::Local { dialer: nobody, node_id: NodeId::from_u128(1) }, shutdown).await.expect("the node starts");
         let (data, admin) = (running.data_addr, running.admin_addr);
         Self { running: Some(running), trigger, folder, data, admin }
     }

@@ -246,11 +246,8 @@ impl Provider {
 
     /// All enabled offerings, in no order.
     pub fn offerings(&self) -> impl Iterator<Item = &Arc<Offering>> {
-        let catalogue = self
-            .vendor
-            .offerings
-            .values()
-            .filter(|o| !self.own.contains_key(&o.model) && self.lists(&o.model));
+        let catalogue =
+            self.vendor.offerings.values().filter(|o| !self.own.contains_key(&o.model) && self.lists(&o.model));
         self.own.values().flatten().chain(catalogue)
     }
 

@@ -9,7 +9,7 @@ use tests::require;
 /// Runs a suite against a house; its own runner says what failed.
 async fn run(mut command: Command) {
     let mut house = Builder::together().start().await.expect("a house");
-    house.connect(&["chat"]).await.expect("connected");
+    house.connect(&["chat", "limited", "recovering", "broken"]).await.expect("connected");
     command
         .env("OPENAI_BASE_URL", format!("{}/v1", house.data_url()))
         .env("OPENAI_API_KEY", &house.api_key)

@@ -89,7 +89,9 @@ impl Builder {
 
     /// A control plane and so many nodes, joined over mTLS.
     pub fn apart(nodes: usize) -> Self {
-        Self { apart: true, nodes, ..Self::together() }
+        // Providers of tests live on loopback; the balancer of tests looks twenty times a second.
+        let args = ["--egress-allow-private=true", "--drain-delay-ms=500"];
+        Self { apart: true, nodes, ..Self::together() }.node_args(&args)
     }
 
     /// Threads of each data plane.

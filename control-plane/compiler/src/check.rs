@@ -13,8 +13,9 @@ use shared::ids::{ProjectId, ProviderId};
 use shared::snapshot::Addresses;
 
 use crate::input::{Alias, ApiKey, BadPrice, Credential, Model, Price, Project, Provider, Timeouts, Vendor, Workspace};
-use text::{free_text, model_name, slug};
+use text::{model_name, slug};
 
+pub use text::free_text;
 pub use url::{fill_in, placeholders};
 
 /// What is wrong with a document, and where.

@@ -49,7 +49,8 @@ pub async fn record<'a>(tx: &mut Tx, rows: impl IntoIterator<Item = &'a proto::P
         for (place, (id, doc)) in chunk.iter().enumerate() {
             sql.push(if place == 0 { "(" } else { ", (" }).bind(*id).push(", ").bind(doc.as_str()).push(")");
         }
-        sql.push(" ON CONFLICT (id) DO NOTHING").query().execute(&mut **tx).await?;
+        sql.push(" ON CONFLICT (id) DO NOTHING");
+        sql.query().execute(&mut **tx).await?;
     }
     Ok(())
 }

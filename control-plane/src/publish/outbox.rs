@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use prost::Message;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use compiler::lower::{Secret, Version};
 use shared::ids::ChangeId;
@@ -14,6 +14,7 @@ use super::published::Commit;
 use crate::app::App;
 use crate::auth::token::hex;
 use crate::db::Db;
+use crate::ledger::prices;
 use crate::vault::Place;
 
 /// Earlier versions that are tried for one object.
@@ -239,13 +240,7 @@ pub async fn record_prices(db: &Db, resources: &[proto::Resource], known: &mut H
         return Ok(());
     }
     let mut tx = db.begin().await?;
-    for price in &prices {
-        sqlx::query("INSERT INTO price_versions (id, doc) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
-            .bind(&price.id)
-            .bind(price_doc(price).to_string())
-            .execute(&mut *tx)
-            .await?;
-    }
+    prices::record(&mut tx, &prices).await?;
     tx.commit().await?;
     known.extend(prices.into_iter().map(|price| price.id));
     Ok(())
@@ -258,24 +253,6 @@ fn prices_of(resource: &proto::Resource) -> Vec<proto::Price> {
         _ => None,
     };
     facts.map(|f| f.prices).unwrap_or_default()
-}
-
-/// The message as JSON, by its field names.
-fn price_doc(price: &proto::Price) -> Value {
-    json!({
-        "id": price.id,
-        "effective_from_ms": price.effective_from_ms,
-        "above_input_tokens": price.above_input_tokens,
-        "service_tier": price.service_tier,
-        "input": price.input,
-        "cache_read": price.cache_read,
-        "cache_write_5m": price.cache_write_5m,
-        "cache_write_1h": price.cache_write_1h,
-        "output": price.output,
-        "reasoning": price.reasoning,
-        "audio_input": price.audio_input,
-        "audio_output": price.audio_output,
-    })
 }
 
 /// A state hash as the table keeps it.

@@ -189,6 +189,11 @@ impl Writing {
         &mut self.tx
     }
 
+    /// For writes that belong to no scope, in the same transaction.
+    pub fn transaction(&mut self) -> &mut Tx {
+        &mut self.tx
+    }
+
     /// A living object of the scope.
     ///
     /// # Errors

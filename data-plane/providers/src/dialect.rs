@@ -117,6 +117,14 @@ impl Dialect {
         }
     }
 
+    /// Takes the credential that was sent out of a failure that was made where it was not known: by
+    /// [`Dialect::read_reply`] or a [`Tap`].
+    pub fn hide(self, failure: &mut Failure, secret: &[u8]) {
+        match self {
+            Self::OpenAi => openai_chat::error::hide(failure, secret),
+        }
+    }
+
     /// Whether the provider's own error body may reach the caller byte for byte.
     pub fn may_forward(self, failure: &Failure, body: &[u8], secret: Option<&[u8]>) -> bool {
         match self {

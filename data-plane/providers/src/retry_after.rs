@@ -116,9 +116,12 @@ mod tests {
 
     const NOW: u64 = 784_111_777_000;
 
+    /// Headers, the body's delay, whether a rate limit is behind it, the wait.
+    type Case = (&'static [(&'static str, &'static str)], Option<&'static str>, bool, Option<u64>);
+
     #[test]
     fn every_form() {
-        let cases: [(&[(&str, &str)], Option<&str>, bool, Option<u64>); 19] = [
+        let cases: [Case; 19] = [
             (&[], None, true, None),
             (&[("retry-after", "7")], None, false, Some(7_000)),
             (&[("retry-after", "0.25")], None, false, Some(250)),

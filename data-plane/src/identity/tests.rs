@@ -226,10 +226,18 @@ async fn a_node_joins_once_and_renews() {
     assert_eq!(seen, [token.as_str().to_owned(), with(&first), with(&second)]);
     let stored = Identity::load(folder.path()).expect("readable").expect("there");
     assert_eq!(stored.current.load().stored.certificate, again.current.load().stored.certificate);
-    assert!(matches!(identity.renew(&Dialer::tls(&address, server_name(), {
-        let anonymous = Arc::new(tls::client(None, enrolment.authority.der.clone()).expect("usable"));
-        move || anonymous.clone()
-    })).await, Err(IdentityError::Refused(_))), "nobody renews without a certificate");
+    assert!(
+        matches!(
+            identity
+                .renew(&Dialer::tls(&address, server_name(), {
+                    let anonymous = Arc::new(tls::client(None, enrolment.authority.der.clone()).expect("usable"));
+                    move || anonymous.clone()
+                }))
+                .await,
+            Err(IdentityError::Refused(_))
+        ),
+        "nobody renews without a certificate"
+    );
 }
 
 #[tokio::test]

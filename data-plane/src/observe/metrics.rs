@@ -1,7 +1,10 @@
 //! Prometheus metrics of requests. Labels come from the catalogue and from closed sets, never from
 //! callers; past a number of series, new models count as `other`.
+//!
+//! Requests come in batches and are counted by group: making label sets for every single one would
+//! cost more than deciding it did.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,12 +12,15 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use shared::proto::Outcome;
+use shared::proto::{self, Outcome};
+use shared::usage::Tokens;
 
 use super::Observation;
 
 /// Models that get series of their own.
 const MOST_MODELS: usize = 500;
+/// What later ones are called.
+const OTHER: &str = "other";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByModel {
@@ -76,47 +82,36 @@ impl Metrics {
             dropped: Counter::default(),
             models: HashSet::new(),
         };
-        registry.register("requests", "Requests that reached a plan, by who served them and how they ended", metrics.requests.clone());
-        registry.register("attempts", "Upstream calls by result", metrics.attempts.clone());
-        registry.register_with_unit("request_duration", "From arrival to the last byte", Unit::Seconds, metrics.duration.clone());
-        registry.register_with_unit("first_byte", "From arrival to the first byte of the answer", Unit::Seconds, metrics.first_byte.clone());
-        registry.register_with_unit("overhead", "Our own part of a request: its time less that of upstream calls", Unit::Seconds, metrics.overhead.clone());
-        registry.register("tokens", "Tokens by class", metrics.tokens.clone());
-        registry.register("cost_nanodollars", "Cost in nano-dollars", metrics.cost.clone());
-        registry.register("unpriced_requests", "Requests served by a model without a price", metrics.unpriced.clone());
-        registry.register("observations_dropped", "Observations lost because collecting fell behind; usage is not affected", metrics.dropped.clone());
+        let m = &metrics;
+        registry.register("requests", "Requests that reached a plan, by who served them and how they ended", m.requests.clone());
+        registry.register("attempts", "Upstream calls by result", m.attempts.clone());
+        registry.register_with_unit("request_duration", "From arrival to the last byte", Unit::Seconds, m.duration.clone());
+        registry.register_with_unit("first_byte", "From arrival to the first byte of the answer", Unit::Seconds, m.first_byte.clone());
+        registry.register_with_unit("overhead", "Our own part of a request: its time less that of upstream calls", Unit::Seconds, m.overhead.clone());
+        registry.register("tokens", "Tokens by class", m.tokens.clone());
+        registry.register("cost_nanodollars", "Cost in nano-dollars", m.cost.clone());
+        registry.register("unpriced_requests", "Requests served by a model without a price", m.unpriced.clone());
+        registry.register("observations_dropped", "Observations lost because collecting fell behind; usage is not affected", m.dropped.clone());
         metrics
     }
 
-    /// Counts one request.
-    pub fn observe(&mut self, observation: &Observation) {
-        let record = &observation.record;
-        let (provider, model) = self.name(&record.provider, &record.model);
-        let by_model = ByModel { endpoint: record.endpoint.clone(), provider: provider.clone(), model: model.clone() };
-        self.requests
-            .get_or_create(&ByResult {
-                endpoint: record.endpoint.clone(),
-                provider: provider.clone(),
-                model: model.clone(),
-                status: record.status,
-                outcome: outcome(record.outcome()),
-            })
-            .inc();
-        let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
-        self.duration.get_or_create(&by_model).observe(seconds(record.total_us));
-        if record.first_byte_us > 0 {
-            self.first_byte.get_or_create(&by_model).observe(seconds(record.first_byte_us));
+    /// Counts requests.
+    pub fn observe(&mut self, batch: &[Observation]) {
+        let mut groups: HashMap<(&str, &str, &str), Vec<&proto::UsageRecord>> = HashMap::new();
+        let mut attempts: HashMap<(&str, &str, &'static str), u64> = HashMap::new();
+        for Observation { record, attempts: tried, .. } in batch {
+            groups.entry((&record.endpoint, &record.provider, &record.model)).or_default().push(record);
+            for attempt in tried {
+                let result = attempt.failure.map_or("ok", |failure| failure.code());
+                *attempts.entry((&attempt.provider.slug, &attempt.offering.model, result)).or_default() += 1;
+            }
         }
-        self.overhead.observe(seconds(record.total_us.saturating_sub(record.upstream_us)));
-        self.count_tokens(observation, &provider, &model);
-        if record.price_id.is_empty() && record.tokens.is_some() {
-            self.unpriced.inc();
+        for ((endpoint, provider, model), records) in groups {
+            self.count(endpoint, provider, model, &records);
         }
-        self.cost.get_or_create(&by_model).inc_by(u64::try_from(record.cost_nanos).unwrap_or(0));
-        for attempt in &observation.attempts {
-            let (provider, model) = self.name(&attempt.provider.slug, &attempt.offering.model);
-            let result = attempt.failure.map_or("ok", |failure| failure.code());
-            self.attempts.get_or_create(&ByAttempt { provider, model, result }).inc();
+        for ((provider, model, result), count) in attempts {
+            let (provider, model) = self.name(provider, model);
+            self.attempts.get_or_create(&ByAttempt { provider, model, result }).inc_by(count);
         }
     }
 
@@ -125,38 +120,78 @@ impl Metrics {
         self.dropped.inc_by(count);
     }
 
-    fn count_tokens(&self, observation: &Observation, provider: &str, model: &str) {
-        let Some(tokens) = &observation.record.tokens else { return };
-        let classes = [
-            ("input", tokens.input),
-            ("cache_read", tokens.cache_read),
-            ("cache_write", tokens.cache_write_5m.saturating_add(tokens.cache_write_1h)),
-            ("output", tokens.output),
-            ("reasoning", tokens.reasoning),
-            ("audio", tokens.audio_input.saturating_add(tokens.audio_output)),
-        ];
-        for (class, count) in classes {
-            if count > 0 {
-                let labels = ByClass { provider: provider.to_owned(), model: model.to_owned(), class };
-                self.tokens.get_or_create(&labels).inc_by(count);
+    /// Requests of one endpoint and model.
+    fn count(&mut self, endpoint: &str, provider: &str, model: &str, records: &[&proto::UsageRecord]) {
+        let (provider, model) = self.name(provider, model);
+        let labels = ByModel { endpoint: endpoint.to_owned(), provider: provider.clone(), model: model.clone() };
+        let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
+        let mut results: HashMap<(u32, Outcome), u64> = HashMap::new();
+        let mut sum = Tokens::default();
+        let mut cost = 0_u64;
+        {
+            let duration = self.duration.get_or_create(&labels);
+            let first_byte = self.first_byte.get_or_create(&labels);
+            for record in records {
+                duration.observe(seconds(record.total_us));
+                self.overhead.observe(seconds(record.total_us.saturating_sub(record.upstream_us)));
+                if record.first_byte_us > 0 {
+                    first_byte.observe(seconds(record.first_byte_us));
+                }
+                *results.entry((record.status, record.outcome())).or_default() += 1;
+                cost = cost.saturating_add(u64::try_from(record.cost_nanos).unwrap_or(0));
+                if let Some(tokens) = &record.tokens {
+                    add(&mut sum, tokens);
+                    self.unpriced.inc_by(u64::from(record.price_id.is_empty()));
+                }
             }
+        }
+        self.cost.get_or_create(&labels).inc_by(cost);
+        for ((status, outcome), count) in results {
+            let (endpoint, provider, model) = (endpoint.to_owned(), provider.clone(), model.clone());
+            let labels = ByResult { endpoint, provider, model, status, outcome: outcome_name(outcome) };
+            self.requests.get_or_create(&labels).inc_by(count);
+        }
+        let classes = [
+            ("input", sum.input),
+            ("cache_read", sum.cache_read),
+            ("cache_write", sum.cache_write_5m.saturating_add(sum.cache_write_1h)),
+            ("output", sum.output),
+            ("reasoning", sum.reasoning),
+            ("audio", sum.audio_input.saturating_add(sum.audio_output)),
+        ];
+        for (class, count) in classes.into_iter().filter(|(_, count)| *count > 0) {
+            let labels = ByClass { provider: provider.clone(), model: model.clone(), class };
+            self.tokens.get_or_create(&labels).inc_by(count);
         }
     }
 
     fn name(&mut self, provider: &str, model: &str) -> (String, String) {
         let name = (provider.to_owned(), model.to_owned());
-        if self.models.contains(&name) {
-            return name;
-        }
-        if self.models.len() >= MOST_MODELS {
-            return ("other".to_owned(), "other".to_owned());
+        if self.models.len() >= MOST_MODELS && !self.models.contains(&name) {
+            return (OTHER.to_owned(), OTHER.to_owned());
         }
         self.models.insert(name.clone());
         name
     }
 }
 
-fn outcome(outcome: Outcome) -> &'static str {
+fn add(sum: &mut Tokens, more: &proto::Tokens) {
+    let pairs = [
+        (&mut sum.input, more.input),
+        (&mut sum.cache_read, more.cache_read),
+        (&mut sum.cache_write_5m, more.cache_write_5m),
+        (&mut sum.cache_write_1h, more.cache_write_1h),
+        (&mut sum.output, more.output),
+        (&mut sum.reasoning, more.reasoning),
+        (&mut sum.audio_input, more.audio_input),
+        (&mut sum.audio_output, more.audio_output),
+    ];
+    for (total, count) in pairs {
+        *total = total.saturating_add(count);
+    }
+}
+
+fn outcome_name(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Unspecified => "unspecified",
         Outcome::Completed => "completed",

@@ -202,7 +202,8 @@ impl Files<'_> {
     fn read(&mut self, scope: &str, generation: &Generation) -> Option<Stored> {
         let disk = self.disk;
         let read = self.read.entry(generation.clone()).or_insert_with(|| {
-            let damaged = |damage| tracing::warn!(path = %generation.path.display(), %damage, "a stored state is unreadable");
+            let damaged =
+                |damage| tracing::warn!(path = %generation.path.display(), %damage, "a stored state is unreadable");
             disk.read(scope, generation).map_err(damaged).ok()
         });
         read.clone()

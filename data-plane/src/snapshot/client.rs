@@ -104,7 +104,9 @@ impl Client {
             let wait = match &lost {
                 Lost::Shutdown => return,
                 Lost::Closed(Close::GoAway { retry_after, .. }) => wait.max(*retry_after),
-                Lost::Transport(_) | Lost::Status(_) | Lost::Timeout | Lost::Ended | Lost::Unread | Lost::Closed(_) => wait,
+                Lost::Transport(_) | Lost::Status(_) | Lost::Timeout | Lost::Ended | Lost::Unread | Lost::Closed(_) => {
+                    wait
+                }
             };
             tracing::warn!(target = self.options.dialer.target(), reason = %lost, ?wait, "control plane lost; serving on");
             tokio::select! {

@@ -106,7 +106,8 @@ fn files_show_no_secret_and_only_their_owner_reads_them() {
     use std::os::unix::fs::PermissionsExt;
     let folder = Folder::new("sealed");
     let disk = written(&folder, 1);
-    let mut files: Vec<_> = [SHARED_SCOPE.to_owned(), name()].iter().flat_map(|s| disk.generations(s)).map(|g| g.path).collect();
+    let mut files: Vec<_> =
+        [SHARED_SCOPE.to_owned(), name()].iter().flat_map(|s| disk.generations(s)).map(|g| g.path).collect();
     files.push(folder.path().join("seal.key"));
     for path in files {
         let bytes = fs::read(&path).expect("it is there");

@@ -40,7 +40,10 @@ pub(crate) fn shared_scope(revision: u64) -> Scope {
             dialect: "openai".into(),
             base_url: url.into(),
             auth: Some(proto::Auth { header: "authorization".into(), prefix: "Bearer ".into() }),
-            endpoints: vec![proto::EndpointPath { endpoint: "chat_completions".into(), path: "/chat/completions".into() }],
+            endpoints: vec![proto::EndpointPath {
+                endpoint: "chat_completions".into(),
+                path: "/chat/completions".into(),
+            }],
             quirks: Vec::new(),
             credential_optional: optional,
         };

@@ -6,8 +6,9 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use runtime::clock;
 use shared::digest::Hash;
 use shared::snapshot::Scope;
 
@@ -59,18 +60,7 @@ impl Keeper {
     /// When the thread cannot start.
     pub fn start(disk: Disk, boot: &Boot, status: Arc<Status>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let mut writer = Writer {
-            disk,
-            status,
-            fingerprint: boot.fingerprint(),
-            started: Instant::now(),
-            lasted: false,
-            due: HashMap::new(),
-            candidates: HashMap::new(),
-        };
-        for (name, stored) in &boot.scopes {
-            writer.nominate(name, &stored.path);
-        }
+        let writer = Writer::new(disk, boot, status, clock::monotonic);
         let thread = runtime::task::thread("snapshot-keeper", {
             let shared = shared.clone();
             move || writer.run(&shared)
@@ -121,15 +111,34 @@ struct Writer {
     disk: Disk,
     status: Arc<Status>,
     fingerprint: Hash,
-    started: Instant,
+    /// A monotonic clock, as are all times below.
+    now: fn() -> Duration,
+    started: Duration,
     lasted: bool,
     /// When each scope may be written next.
-    due: HashMap<String, Instant>,
+    due: HashMap<String, Duration>,
     /// Since when a nominated state of each scope serves.
-    candidates: HashMap<String, Instant>,
+    candidates: HashMap<String, Duration>,
 }
 
 impl Writer {
+    fn new(disk: Disk, boot: &Boot, status: Arc<Status>, now: fn() -> Duration) -> Self {
+        let mut writer = Self {
+            disk,
+            status,
+            fingerprint: boot.fingerprint(),
+            now,
+            started: now(),
+            lasted: false,
+            due: HashMap::new(),
+            candidates: HashMap::new(),
+        };
+        for (name, stored) in &boot.scopes {
+            writer.nominate(name, &stored.path);
+        }
+        writer
+    }
+
     fn run(mut self, shared: &Shared) {
         loop {
             let (jobs, stopping, asked) = self.next(shared);
@@ -153,7 +162,7 @@ impl Writer {
     fn next(&self, shared: &Shared) -> (Vec<(String, Job)>, bool, u64) {
         let mut queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let now = Instant::now();
+            let now = (self.now)();
             let hurry = queue.stopping || queue.asked > queue.flushed;
             let is_due = |name: &String| hurry || self.due.get(name).is_none_or(|due| *due <= now);
             let names: Vec<String> = queue.jobs.keys().filter(|name| is_due(name)).cloned().collect();
@@ -166,7 +175,7 @@ impl Writer {
             let waiting = queue.jobs.keys().filter_map(|name| self.due.get(name).copied());
             queue = match waiting.chain(good).min() {
                 Some(at) => {
-                    let wait = shared.wake.wait_timeout(queue, at.saturating_duration_since(now));
+                    let wait = shared.wake.wait_timeout(queue, at.saturating_sub(now));
                     wait.unwrap_or_else(PoisonError::into_inner).0
                 }
                 None => shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
@@ -176,15 +185,15 @@ impl Writer {
 
     /// Gives the job back when it has to be tried again.
     fn carry_out(&mut self, name: &str, job: Job) -> Option<Job> {
-        let started = Instant::now();
+        let started = (self.now)();
         let done = match &job {
             Job::Write { lineage, scope } => self.disk.write(name, *lineage, scope).map(Some),
             Job::Remove => self.disk.remove(name).map(|()| None),
         };
         match done {
             Ok(written) => {
-                let wait = INTERVAL.max(started.elapsed().saturating_mul(SHARE));
-                self.due.insert(name.to_owned(), Instant::now() + wait);
+                let wait = INTERVAL.max((self.now)().saturating_sub(started).saturating_mul(SHARE));
+                self.due.insert(name.to_owned(), (self.now)() + wait);
                 match written {
                     // One nomination at a time: under steady change the newest would never last.
                     Some(path) if !self.candidates.contains_key(name) => self.nominate(name, &path),
@@ -199,7 +208,7 @@ impl Writer {
             Err(e) => {
                 self.status.disk_failures.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(scope = name, error = %e, "state could not be stored; it serves, but a restart would miss it");
-                self.due.insert(name.to_owned(), Instant::now() + RETRY);
+                self.due.insert(name.to_owned(), (self.now)() + RETRY);
                 Some(job)
             }
         }
@@ -207,19 +216,19 @@ impl Writer {
 
     fn nominate(&mut self, name: &str, path: &std::path::Path) {
         match self.disk.nominate(name, path) {
-            Ok(()) => _ = self.candidates.insert(name.to_owned(), Instant::now()),
+            Ok(()) => _ = self.candidates.insert(name.to_owned(), (self.now)()),
             Err(e) => tracing::warn!(scope = name, error = %e, "no good state is kept"),
         }
     }
 
-    fn next_good(&self) -> Option<Instant> {
+    fn next_good(&self) -> Option<Duration> {
         let start = (!self.lasted).then_some(self.started);
         self.candidates.values().copied().chain(start).min().map(|since| since + GOOD_AFTER)
     }
 
     fn confirm_good(&mut self) {
-        let now = Instant::now();
-        let lasted = |since: Instant| now.saturating_duration_since(since) >= GOOD_AFTER;
+        let now = (self.now)();
+        let lasted = |since: Duration| now.saturating_sub(since) >= GOOD_AFTER;
         if !self.lasted && lasted(self.started) {
             self.lasted = true;
             if let Err(e) = boot::lasted(&self.disk, self.fingerprint) {
@@ -234,5 +243,92 @@ impl Writer {
                 tracing::warn!(scope = name, error = %e, "no good state is kept");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fs;
+
+    use shared::snapshot::SHARED_SCOPE;
+
+    use super::super::fixture::{Folder, shared_scope, workspace_id, workspace_scope};
+    use super::*;
+
+    thread_local! {
+        static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    }
+
+    fn at(seconds: u64) {
+        NOW.set(Duration::from_secs(seconds));
+    }
+
+    fn writer(folder: &Folder) -> Writer {
+        let disk = Disk::open(folder.path()).expect("the folder is ours");
+        let boot = boot::boot(&disk, 1);
+        Writer::new(disk, &boot, Arc::default(), || NOW.get())
+    }
+
+    fn write(writer: &mut Writer, name: &str, scope: Scope) -> bool {
+        writer.carry_out(name, Job::Write { lineage: [1; 16], scope }).is_none()
+    }
+
+    fn good_revision(writer: &Writer, name: &str) -> Option<u64> {
+        let good = writer.disk.generations(name).into_iter().find(|g| g.number.is_none())?;
+        Some(writer.disk.read(name, &good).expect("it was written whole").scope.revision())
+    }
+
+    #[test]
+    fn what_served_a_minute_is_good_even_under_steady_change() {
+        let folder = Folder::new("keeper-good");
+        let name = workspace_id(1).to_string();
+        at(0);
+        let mut writer = writer(&folder);
+        for second in 0..200 {
+            at(second);
+            assert!(write(&mut writer, &name, workspace_scope(1, second + 1, 0, "A")));
+            writer.confirm_good();
+            let expected = match second {
+                0..60 => None,
+                60..121 => Some(1),
+                121..182 => Some(62),
+                _ => Some(123),
+            };
+            assert_eq!(good_revision(&writer, &name), expected, "second {second}");
+        }
+    }
+
+    #[test]
+    fn a_start_that_lasted_is_no_short_one() {
+        let folder = Folder::new("keeper-lasted");
+        at(0);
+        {
+            let mut first = writer(&folder);
+            assert!(write(&mut first, SHARED_SCOPE, shared_scope(1)));
+        }
+        let mut second = writer(&folder);
+        at(59);
+        second.confirm_good();
+        assert_eq!(second.disk.starts().len(), 1);
+        at(60);
+        second.confirm_good();
+        assert_eq!((second.disk.starts().len(), good_revision(&second, SHARED_SCOPE)), (0, Some(1)));
+    }
+
+    #[test]
+    fn what_the_file_system_refuses_is_tried_again() {
+        let folder = Folder::new("keeper-refused");
+        let name = workspace_id(1).to_string();
+        at(0);
+        let mut writer = writer(&folder);
+        let blocked = folder.path().join("scopes").join(&name);
+        fs::write(&blocked, b"a file where a folder has to be").expect("there is room");
+        assert!(!write(&mut writer, &name, workspace_scope(1, 1, 0, "A")), "the job comes back");
+        assert_eq!(writer.status.disk_failures.load(Ordering::Relaxed), 1);
+        assert_eq!(writer.due.get(&name), Some(&RETRY));
+        fs::remove_file(&blocked).expect("it is there");
+        assert!(write(&mut writer, &name, workspace_scope(1, 1, 0, "A")));
+        assert_eq!(writer.disk.generations(&name).len(), 1);
     }
 }

@@ -149,7 +149,8 @@ fn every_refusal_names_its_code_and_place() {
         ..Default::default()
     };
     let negative = proto::Price { input: -1, ..Default::default() };
-    model.facts.as_mut().expect("set above").prices = vec![proto::Price { id: shared::money::price_id(&negative), ..negative }];
+    model.facts.as_mut().expect("set above").prices =
+        vec![proto::Price { id: shared::money::price_id(&negative), ..negative }];
     let cases: Vec<(&str, proto::Update, NackCode, &str)> = vec![
         ("body too large", sized(good(), 2 << 20), NackCode::TooLarge, "api_key/"),
         ("damaged", proto::Update { checksum: vec![0; 32], ..good() }, NackCode::BadChecksum, "scope/"),
@@ -170,8 +171,26 @@ fn every_refusal_names_its_code_and_place() {
         ("bad price", with(vec![resource("model", &model.id, &model)]), NackCode::BadPrice, "model/"),
         ("self-test", renamed("self-test"), NackCode::SelfTest, "x"),
         ("panic", renamed("panic"), NackCode::Internal, "scope/"),
+        (
+            "another's key",
+            full(&workspace_id(2).to_string(), &workspace_scope(1, 6, 1, "A")),
+            NackCode::BadResource,
+            "api_key/",
+        ),
+        ("removal with content", proto::Update { scope_removed: true, ..good() }, NackCode::BadChecksum, "scope/"),
+        (
+            "no shared scope",
+            proto::Update { scope: SHARED_SCOPE.into(), scope_removed: true, ..Default::default() },
+            NackCode::ShrinkGuard,
+            "scope/",
+        ),
         ("not a scope", full("nonsense", &workspace_scope(1, 6, 1, "A")), NackCode::BadResource, "scope/"),
-        ("wrong scope", full(&workspace_id(2).to_string(), &workspace_scope(1, 6, 1, "A")), NackCode::BadResource, "workspace/"),
+        (
+            "wrong scope",
+            full(&workspace_id(2).to_string(), &workspace_scope(1, 6, 0, "A")),
+            NackCode::BadResource,
+            "workspace/",
+        ),
     ];
     let before = store.load();
     for (what, update, code, path) in cases {
@@ -209,7 +228,10 @@ fn a_new_lineage_replaces_everything_by_full_state_only() {
     assert_eq!(store.load().key_count(), 30, "it serves on");
     let code = |update: &proto::Update| store.apply(update).map(|a| a.revision).map_err(|r| r.code);
     let restored = workspace_scope(1, 3, 30, "A");
-    assert_eq!(code(&delta(&name, &workspace_scope(1, 9, 30, "B"), &workspace_scope(1, 10, 30, "A"))), Err(NackCode::HashMismatch));
+    assert_eq!(
+        code(&delta(&name, &workspace_scope(1, 9, 30, "B"), &workspace_scope(1, 10, 30, "A"))),
+        Err(NackCode::HashMismatch)
+    );
     let removal = proto::Update { scope: name.clone(), scope_removed: true, ..Default::default() };
     assert_eq!(code(&removal), Err(NackCode::ShrinkGuard), "an empty database takes nobody's keys away");
     assert_eq!(code(&full(&name, &restored)), Ok(3), "an older revision, of the new lineage");

@@ -127,11 +127,8 @@ impl SealKey {
         let (header, nonce) = read_header(&file)?;
         let mut body = file.split_off(HEADER_BYTES);
         let aad = Aad::from([file.as_slice(), scope.as_bytes()].concat());
-        let length = self
-            .0
-            .open_in_place(Nonce::assume_unique_for_key(nonce), aad, &mut body)
-            .map_err(|_| Damage::Seal)?
-            .len();
+        let length =
+            self.0.open_in_place(Nonce::assume_unique_for_key(nonce), aad, &mut body).map_err(|_| Damage::Seal)?.len();
         body.truncate(length);
         Ok((header, body))
     }

@@ -333,7 +333,8 @@ mod tests {
             schema: SCHEMA + 1,
             ..Default::default()
         }));
-        let short_lineage = control(control_message::Message::Welcome(proto::Welcome { schema: SCHEMA, ..Default::default() }));
+        let short_lineage =
+            control(control_message::Message::Welcome(proto::Welcome { schema: SCHEMA, ..Default::default() }));
         let beat = || control(control_message::Message::Heartbeat(proto::Heartbeat::default()));
         let cases = [
             ("unknown oneof", false, proto::ControlMessage { message: None }),
@@ -437,7 +438,8 @@ mod tests {
     fn no_more_updates_wait_than_the_protocol_allows() {
         let mut session = welcomed(1);
         for nonce in 1..=32 {
-            let steps = session.on_message(control(control_message::Message::Update(update(SHARED_SCOPE, nonce))), T(1));
+            let steps =
+                session.on_message(control(control_message::Message::Update(update(SHARED_SCOPE, nonce))), T(1));
             assert!(matches!(steps.as_slice(), [Step::Apply(_)]));
         }
         let steps = session.on_message(control(control_message::Message::Update(update(SHARED_SCOPE, 33))), T(1));

@@ -8,9 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use runtime::clock;
 use shared::digest::StateHash;
 use shared::proto::{self, NackCode};
 use shared::snapshot::{Change, Extent, Rejection, SHARED_SCOPE, Scope, ScopeDelta, Snapshot, limits};
@@ -81,7 +82,7 @@ impl Store {
     /// When the folder cannot be used or another process uses it, or a thread cannot start.
     pub fn open(folder: &Path, self_test: Option<Box<dyn SelfTest>>) -> io::Result<Self> {
         let disk = Disk::open(folder)?;
-        let boot = boot::boot(&disk, runtime::clock::now_ms());
+        let boot = boot::boot(&disk, clock::now_ms());
         let status = Arc::new(Status::default());
         let keeper = Keeper::start(disk, &boot, status.clone())?;
         Self::new(boot, Some(keeper), self_test, status)
@@ -187,7 +188,7 @@ impl Store {
     /// # Errors
     /// Why it was refused; what served before still does.
     pub fn apply(&self, update: &proto::Update) -> Result<Applied, Rejection> {
-        let started = Instant::now();
+        let started = clock::monotonic();
         let mut writer = self.lock();
         // Whatever goes wrong inside is this update's fault, and must not take the node down.
         let judged = catch_unwind(AssertUnwindSafe(|| self.judge(&writer, update)));
@@ -195,11 +196,15 @@ impl Store {
             Ok(Ok(next)) => Ok(self.serve(&mut writer, update, next)),
             Ok(Err(rejection)) => Err(rejection),
             Err(payload) => {
-                tracing::error!(panic = runtime::task::panic_text(&*payload), scope = update.scope, "applying panicked");
+                tracing::error!(
+                    panic = runtime::task::panic_text(&*payload),
+                    scope = update.scope,
+                    "applying panicked"
+                );
                 Err(reject(NackCode::Internal, &update.scope, "the node failed while checking it".into()))
             }
         };
-        let took = started.elapsed();
+        let took = clock::monotonic().saturating_sub(started);
         self.status.last_apply_us.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if took > APPLY_BUDGET {
             self.status.slow.fetch_add(1, Ordering::Relaxed);
@@ -216,7 +221,7 @@ impl Store {
     }
 
     fn conclude(&self, update: &proto::Update, outcome: Result<Applied, Rejection>) -> Result<Applied, Rejection> {
-        let now_ms = runtime::clock::now_ms();
+        let now_ms = clock::now_ms();
         match outcome {
             Ok(applied) => {
                 self.status.applied.fetch_add(1, Ordering::Relaxed);
@@ -271,6 +276,12 @@ impl Store {
     /// A whole workspace goes: an act of its own within a lineage. When the lineage has just
     /// changed, an empty database would look the same, so a person must have confirmed it.
     fn judge_removal(&self, writer: &Writer, update: &proto::Update) -> Result<Next, Rejection> {
+        // Removals carry no checksum, so at least nothing else may look like an update.
+        let bare = update.upserts.is_empty() && update.removals.is_empty();
+        if !bare || !update.state_hash.is_empty() || !update.checksum.is_empty() {
+            let detail = "an update that removes its scope holds something else".into();
+            return Err(reject(NackCode::BadChecksum, &update.scope, detail));
+        }
         if update.scope == SHARED_SCOPE {
             return Err(reject(NackCode::ShrinkGuard, &update.scope, "the shared scope cannot be removed".into()));
         }

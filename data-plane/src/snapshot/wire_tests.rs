@@ -122,7 +122,10 @@ impl House {
         let (sender, peers) = mpsc::channel(4);
         let incoming = ReceiverStream::new(incoming).map(Ok::<_, Infallible>);
         task::spawn("fake control plane", async move {
-            _ = tonic::transport::Server::builder().add_service(Distribution(sender)).serve_with_incoming(incoming).await;
+            _ = tonic::transport::Server::builder()
+                .add_service(Distribution(sender))
+                .serve_with_incoming(incoming)
+                .await;
         });
         let store = Arc::new(Store::in_memory(None).expect("threads exist"));
         let options = Options {

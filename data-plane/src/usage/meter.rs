@@ -86,13 +86,14 @@ impl Meter {
         code.clone_into(&mut self.record.code);
     }
 
-    /// Ends the request; call it before the caller's last byte leaves. Gives the number of the final.
+    /// Ends the request; call it before the caller's last byte leaves. Gives back the record as it was
+    /// written, and the number of the final.
     ///
-    /// # Errors
-    /// When the record could not be kept at all; it is counted as lost.
-    pub fn finish(mut self, outcome: Outcome) -> Result<u64, Unwritable> {
+    /// The number is an error when the record could not be kept at all; it is counted as lost.
+    pub fn finish(mut self, outcome: Outcome) -> (proto::UsageRecord, Result<u64, Unwritable>) {
         self.record.outcome = outcome.into();
-        self.settle()
+        let number = self.settle();
+        (std::mem::take(&mut self.record), number)
     }
 
     fn settle(&mut self) -> Result<u64, Unwritable> {

@@ -64,7 +64,8 @@ mod tests {
     #[test]
     fn windows_double_up_to_the_cap() {
         let mut backoff = Backoff::default();
-        let windows: Vec<u64> = (0..10).map(|_| (backoff.after_failure(u64::MAX).as_micros() as u64).div_ceil(1000)).collect();
+        let windows: Vec<u64> =
+            (0..10).map(|_| (backoff.after_failure(u64::MAX).as_micros() as u64).div_ceil(1000)).collect();
         assert_eq!(windows, [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
         assert_eq!(backoff.after_failure(0), Duration::ZERO);
     }

@@ -26,7 +26,10 @@ where
 }
 
 /// Runs `work` on tokio's pool for blocking calls.
-pub fn spawn_blocking<T: Send + 'static>(name: &'static str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+pub fn spawn_blocking<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
     tokio::task::spawn_blocking(move || logged(name, work))
 }
 
@@ -87,7 +90,8 @@ mod tests {
         assert_eq!(panic_text(&*payload), "on purpose");
         let lost = spawn_blocking("bad", || panic!("number {}", 5)).await;
         assert_eq!(panic_text(&*lost.expect_err("it panics").into_panic()), "number 5");
-        let joined = thread("named", || std::thread::current().name().map(str::to_owned)).expect("threads exist").join();
+        let joined =
+            thread("named", || std::thread::current().name().map(str::to_owned)).expect("threads exist").join();
         assert_eq!(joined.expect("it does not panic").as_deref(), Some("named"));
     }
 }

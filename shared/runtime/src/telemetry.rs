@@ -106,7 +106,7 @@ pub struct Telemetry {
 /// spans must never wait for, or on, a thread that serves requests.
 struct Export {
     provider: SdkTracerProvider,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 /// Installs the process's subscriber and, with an endpoint, the exporter.
@@ -149,7 +149,7 @@ impl Telemetry {
         if let Err(e) = export.provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
             tracing::warn!(error = %e, "the last spans could not be sent");
         }
-        export._runtime.shutdown_background();
+        export.runtime.shutdown_background();
     }
 }
 
@@ -176,5 +176,27 @@ fn export(options: &Options, endpoint: &str) -> Result<Export, TelemetryError> {
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(options.sample_ratio))))
         .with_resource(resource)
         .build();
-    Ok(Export { provider, _runtime: runtime })
+    Ok(Export { provider, runtime })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One test, because a process has one subscriber.
+    #[test]
+    fn starts_once_and_stops_with_nobody_listening() {
+        let bad = Options { filter: Some("no=such=filter".into()), ..Options::new("test", "0") };
+        assert!(matches!(init(&bad), Err(TelemetryError::Filter(_))));
+        let bad = Options { otlp_endpoint: Some("not a URL".into()), ..Options::new("test", "0") };
+        assert!(matches!(init(&bad), Err(TelemetryError::Exporter(_))));
+        let options = Options { otlp_endpoint: Some("http://127.0.0.1:9".into()), ..Options::new("test", "0") };
+        let telemetry = init(&options).expect("the exporter connects when it has something to send");
+        assert!(telemetry.traces());
+        assert!(matches!(init(&options), Err(TelemetryError::Installed)));
+        tracing::info_span!("nobody hears this").in_scope(|| ());
+        telemetry.shutdown();
+        assert_eq!("json".parse(), Ok(Format::Json));
+        assert!("xml".parse::<Format>().is_err());
+    }
 }

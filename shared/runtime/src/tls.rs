@@ -144,3 +144,37 @@ fn roots_of(certificates: impl IntoIterator<Item = CertificateDer<'static>>) -> 
     }
     Ok(roots)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pem() -> String {
+        let key = rcgen::KeyPair::generate().expect("keys can be made");
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.self_signed(&key).expect("it signs itself").pem()
+    }
+
+    #[test]
+    fn extra_authorities_are_read_whole_or_refused() {
+        let damaged = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let cases = [
+            ("two", pem() + &pem(), true),
+            ("one good, one damaged", pem() + damaged, false),
+            ("none", "no certificate here".into(), false),
+            ("empty", String::new(), false),
+        ];
+        let unique = u64::from_le_bytes(crate::random::bytes());
+        let path = std::env::temp_dir().join(format!("pointsman-ca-{unique:016x}.pem"));
+        for (what, text, good) in cases {
+            std::fs::write(&path, text).expect("there is room");
+            let config = upstream(Some(&path), &[b"http/1.1"]);
+            assert_eq!(config.is_ok(), good, "{what}: {:?}", config.err().map(|e| e.to_string()));
+        }
+        std::fs::remove_file(&path).expect("it was written");
+        assert!(matches!(upstream(Some(&path), &[]), Err(TlsError::File { .. })));
+        let plain = upstream(None, &[b"h2", b"http/1.1"]).expect("the built-in authorities are usable");
+        assert_eq!(plain.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+    }
+}

@@ -301,11 +301,8 @@ fn workspace(id: WorkspaceId, scope: &Scope, shared: &Shared) -> Result<Workspac
     for (id, message) in each::<proto::Project>(scope, "project")? {
         let at = At { kind: "project", id: &id };
         at.is_named(&message.id)?;
-        let project = Project {
-            id: at.id("id", &id)?,
-            key: at.not_empty("key", &message.key)?,
-            disabled: message.disabled,
-        };
+        let project =
+            Project { id: at.id("id", &id)?, key: at.not_empty("key", &message.key)?, disabled: message.disabled };
         projects.insert(project.id, project);
     }
     let mut aliases = HashMap::new();
@@ -342,7 +339,8 @@ fn providers(scope: &Scope, shared: &Shared) -> Result<HashMap<Box<str>, Arc<Pro
     for (id, message) in each::<proto::Provider>(scope, "provider")? {
         let at = At { kind: "provider", id: &id };
         at.is_named(&message.id)?;
-        let vendor = shared.vendors.get(message.vendor.as_str()).ok_or_else(|| at.dangling("vendor", &message.vendor))?;
+        let vendor =
+            shared.vendors.get(message.vendor.as_str()).ok_or_else(|| at.dangling("vendor", &message.vendor))?;
         let base_url = match message.base_url.as_str() {
             "" => vendor
                 .base_url
@@ -523,7 +521,10 @@ fn api_key(
         [] => None,
         blocks => {
             let blocks = blocks.iter().map(String::as_str);
-            Some(Addresses::parse(blocks).map_err(|text| at.bad("addresses", format!("{text:?} is no address block")))?)
+            Some(
+                Addresses::parse(blocks)
+                    .map_err(|text| at.bad("addresses", format!("{text:?} is no address block")))?,
+            )
         }
     };
     let key = ApiKey {
@@ -540,3 +541,7 @@ fn api_key(
     };
     Ok((hash, key))
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

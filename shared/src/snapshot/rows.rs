@@ -91,7 +91,11 @@ impl Rows {
     pub(super) fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Arc<Row>> {
         let from = self.chunk_of((kind, "")).unwrap_or(0);
         let chunks = self.chunks.get(from..).unwrap_or_default();
-        chunks.iter().flat_map(|chunk| chunk.iter()).skip_while(move |row| *row.kind < *kind).take_while(move |row| *row.kind == *kind)
+        chunks
+            .iter()
+            .flat_map(|chunk| chunk.iter())
+            .skip_while(move |row| *row.kind < *kind)
+            .take_while(move |row| *row.kind == *kind)
     }
 
     /// The chunk that holds this name or would: the last one that does not begin after it.
@@ -126,7 +130,12 @@ mod tests {
     use super::*;
 
     fn row(kind: u8, id: u16, body: u8) -> Row {
-        Row { kind: kind.to_string().into(), id: format!("{id:05}").into(), hash: [body; 32], body: Bytes::from(vec![body]) }
+        Row {
+            kind: kind.to_string().into(),
+            id: format!("{id:05}").into(),
+            hash: [body; 32],
+            body: Bytes::from(vec![body]),
+        }
     }
 
     proptest! {

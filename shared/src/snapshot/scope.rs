@@ -128,7 +128,8 @@ impl Scope {
 
     /// What turns `self` into `next`.
     pub fn delta_to(&self, next: &Scope) -> ScopeDelta {
-        let changed = |row: &&std::sync::Arc<Row>| self.rows.get(&row.kind, &row.id).is_none_or(|old| old.hash != row.hash);
+        let changed =
+            |row: &&std::sync::Arc<Row>| self.rows.get(&row.kind, &row.id).is_none_or(|old| old.hash != row.hash);
         let gone = self.rows.iter().filter(|row| next.rows.get(&row.kind, &row.id).is_none());
         ScopeDelta {
             upserts: next.rows.iter().filter(changed).map(|row| resource(row)).collect(),

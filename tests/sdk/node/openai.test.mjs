@@ -109,20 +109,20 @@ test("bad request and unknown model", async () => {
 test("429 is honoured, then raised", async () => {
   const x_script = { status: 429, headers: [["retry-after", "2"]] };
   const started = performance.now();
-  const call = client({ maxRetries: 1 }).chat.completions.create({ model, messages, user: randomUUID(), x_script });
+  const call = client({ maxRetries: 1 }).chat.completions.create({ model: "scripted/limited", messages, user: randomUUID(), x_script });
   await assert.rejects(call, OpenAI.RateLimitError);
   assert.ok(performance.now() - started >= 1000);
 });
 
 test("429 that ends", async () => {
   const x_script = { status: 429, headers: [["retry-after", "1"]], first: 1 };
-  const answer = await client({ maxRetries: 4 }).chat.completions.create({ model, messages, user: randomUUID(), x_script });
+  const answer = await client({ maxRetries: 4 }).chat.completions.create({ model: "scripted/recovering", messages, user: randomUUID(), x_script });
   assert.ok(answer.choices[0].message.content);
 });
 
 test("a broken stream is an error", async () => {
   const stream = await client({ maxRetries: 0 }).chat.completions.create({
-    model, messages, stream: true, x_script: { end: { cut: 3 } },
+    model: "scripted/broken", messages, stream: true, x_script: { end: { cut: 3 } },
   });
   await assert.rejects(async () => { for await (const _ of stream); }, OpenAI.APIError);
 });

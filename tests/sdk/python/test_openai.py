@@ -159,12 +159,12 @@ class Errors(unittest.TestCase):
         self.assertEqual(caught.exception.param, "messages")
 
     def test_rate_limit_is_honoured_then_raised(self):
-        # The same body each time, and other than every other test's: the provider refuses it always.
+        # Models of their own: what a refusal does to the router's idea of a provider stays there.
         script = {"status": 429, "headers": [["retry-after", "2"]]}
         started = time.monotonic()
         with self.assertRaises(openai.RateLimitError) as caught:
             client(max_retries=1).chat.completions.create(
-                model=MODEL, messages=HELLO, user=str(uuid.uuid4()), extra_body={"x_script": script}
+                model="scripted/limited", messages=HELLO, user=str(uuid.uuid4()), extra_body={"x_script": script}
             )
         self.assertGreaterEqual(time.monotonic() - started, 1.0)
         self.assertGreaterEqual(int(caught.exception.response.headers["retry-after"]), 1)
@@ -172,13 +172,13 @@ class Errors(unittest.TestCase):
     def test_rate_limit_that_ends(self):
         script = {"status": 429, "headers": [["retry-after", "1"]], "first": 1}
         answer = client(max_retries=4).chat.completions.create(
-            model=MODEL, messages=HELLO, user=str(uuid.uuid4()), extra_body={"x_script": script}
+            model="scripted/recovering", messages=HELLO, user=str(uuid.uuid4()), extra_body={"x_script": script}
         )
         self.assertTrue(answer.choices[0].message.content)
 
     def test_broken_stream(self):
         stream = client(max_retries=0).chat.completions.create(
-            model=MODEL, messages=HELLO, stream=True, extra_body={"x_script": {"end": {"cut": 3}}}
+            model="scripted/broken", messages=HELLO, stream=True, extra_body={"x_script": {"end": {"cut": 3}}}
         )
         with self.assertRaises(openai.APIError):
             list(stream)

@@ -61,7 +61,7 @@ impl House {
     pub async fn add_model(&self, provider: &str, name: &str, kind: &str) -> Result<String> {
         let body = json!({
             "provider_id": provider, "name": name, "private": true, "type": kind,
-            "context_tokens": 200_000, "max_output_tokens": 50_000,
+            "context_tokens": 8_000_000, "max_output_tokens": 8_000_000,
             "capabilities": ["tools", "json_schema"],
             "prices": [{"input": "1", "output": "2"}],
         });

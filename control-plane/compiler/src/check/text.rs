@@ -12,8 +12,8 @@ pub(super) fn slug(text: &str) -> Option<String> {
     (!fine).then(|| "must be 1 to 50 of a-z, 0-9 and -, starting with a letter".to_owned())
 }
 
-/// Text for people: `least` to 200 characters, none of which hides or reorders others.
-pub(super) fn free_text(text: &str, least: usize) -> Option<String> {
+/// What is wrong with a text for people, if anything. It may hold `least` to 200 characters, none of which hides or reorders others.
+pub fn free_text(text: &str, least: usize) -> Option<String> {
     let length = text.trim().chars().count();
     if length < least {
         return Some("must not be empty".to_owned());

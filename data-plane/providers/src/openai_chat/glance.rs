@@ -123,7 +123,7 @@ mod tests {
             (r#"{"choices" : [ ] , "usage" : null}"#, Glance { bare: true, ..Glance::default() }),
             (
                 r#"{"choices":[{"delta":{"content":"say \"usage\":{ \"error\":{}"}}]}"#,
-                Glance { text_bytes: 29, content: true, ..Glance::default() },
+                Glance { text_bytes: 28, content: true, ..Glance::default() },
             ),
             (r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#, Glance::default()),
             (

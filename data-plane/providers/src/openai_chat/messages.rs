@@ -18,6 +18,8 @@ const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "f
 pub(super) struct Found {
     pub count: u32,
     pub text_bytes: u64,
+    /// Some assistant message called a tool.
+    pub calls: bool,
     pub images: bool,
     pub sounds: bool,
     pub files: bool,
@@ -90,13 +92,14 @@ impl<'a> Visitor<'a> for Message<'_, 'a> {
         let Self { on, index, found } = self;
         let twice =
             |field| on.refuse(Place::Message(index, field).refuse(BadRequest::DUPLICATE, "must not stand twice"));
-        let (mut role, mut content) = (false, false);
+        let (mut role, mut content, mut answers_call) = (false, false, false);
         while let Some(Key(key)) = map.next_key()? {
             match &*key {
                 "role" if role => return Err(twice("role")),
                 "role" => {
                     let (value, _) = on.shallow(&mut map)?;
                     check_role(&value, Place::Message(index, "role")).map_err(|e| on.refuse(e))?;
+                    answers_call = matches!(&value, Shallow::Text(role) if role == "tool");
                     role = true;
                 }
                 "content" if content => return Err(twice("content")),
@@ -105,7 +108,11 @@ impl<'a> Visitor<'a> for Message<'_, 'a> {
                     map.next_value_seed(Content { on, index, found })?;
                     content = true;
                 }
-                "tool_calls" => found.text_bytes += on.raw(&mut map)?.len() as u64,
+                "tool_calls" => {
+                    let raw = on.raw(&mut map)?;
+                    found.text_bytes += raw.len() as u64;
+                    found.calls |= raw.contains('{');
+                }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -113,6 +120,10 @@ impl<'a> Visitor<'a> for Message<'_, 'a> {
         }
         if !role {
             return Err(on.refuse(Place::Message(index, "role").refuse(BadRequest::MISSING, "must be given")));
+        }
+        if answers_call && !found.calls {
+            let what = "a tool's result must follow an assistant message with tool_calls";
+            return Err(on.refuse(Place::Message(index, "role").refuse(BadRequest::INVALID_VALUE, what)));
         }
         Ok(())
     }
@@ -213,7 +224,7 @@ impl<'a> Visitor<'a> for Part<'_, 'a> {
                 key => match MEDIA.iter().find(|name| **name == key) {
                     Some(name) => {
                         on.expect(place(name), "an object or a string");
-                        map.next_value_seed(Url { on, place: place(name) })?;
+                        map.next_value_seed(Url { on, place: place(name), always: *name != "file" })?;
                     }
                     None => {
                         map.next_value::<IgnoredAny>()?;
@@ -229,8 +240,8 @@ impl<'a> Visitor<'a> for Part<'_, 'a> {
 }
 
 /// Fields of a part that say where the provider shall fetch something: OpenAI's first, then those
-/// that some OpenAI-like servers added.
-const MEDIA: [&str; 5] = ["image_url", "video_url", "audio_url", "document_url", "file_url"];
+/// that some OpenAI-like servers added. A `file` mostly comes along, as a data URL or bare.
+const MEDIA: [&str; 6] = ["image_url", "file", "video_url", "audio_url", "document_url", "file_url"];
 
 impl Found {
     fn note(&mut self, kind: &str) {
@@ -248,6 +259,8 @@ impl Found {
 struct Url<'r, 'a> {
     on: &'r Reading<'a>,
     place: Place,
+    /// Must be a URL; otherwise only what has a scheme is taken for one.
+    always: bool,
 }
 
 impl<'a> DeserializeSeed<'a> for Url<'_, 'a> {
@@ -266,14 +279,17 @@ impl<'a> Visitor<'a> for Url<'_, 'a> {
     }
 
     fn visit_str<E: Error>(self, url: &str) -> Result<(), E> {
+        if !self.always && !url.contains(':') {
+            return Ok(());
+        }
         check_url(url).map_err(|what| self.on.refuse(self.place.refuse(BadRequest::INVALID_VALUE, what)))
     }
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(Key(key)) = map.next_key()? {
-            if key == "url" {
-                self.on.expect(self.place, "an object whose url is a string");
-                map.next_value_seed(Url { on: self.on, place: self.place })?;
+            if matches!(&*key, "url" | "file_url" | "file_data") {
+                self.on.expect(self.place, "an object whose URL is a string");
+                map.next_value_seed(Url { on: self.on, place: self.place, always: self.always })?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }

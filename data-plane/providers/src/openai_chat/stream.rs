@@ -2,7 +2,6 @@
 //! parsed. Only the chunk that carries nothing but usage is taken out, when we asked for it and the
 //! caller did not; an error event is taken out and returned.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -191,7 +190,7 @@ impl Tap {
     }
 
     /// Reads an event that holds a count. The last sane one wins.
-    fn count(&mut self, data: &Cow<'_, [u8]>) {
+    fn count(&mut self, data: &[u8]) {
         let Ok(text) = std::str::from_utf8(data) else { return };
         let (mut own, mut nested) = (None, None);
         json::members(text, |key, value| match key {

@@ -143,10 +143,7 @@ fn bytes_that_need_no_change_stay_and_the_body_is_not_copied() {
     for (body, expected) in cases {
         let body = Bytes::from(body);
         let (found, _) = sent(&body, "x", Quirks::default());
-        assert_eq!(
-            String::from_utf8(found).expect("UTF-8"),
-            expected.replace("  }", if body.ends_with(b" }") { " }" } else { "  }" })
-        );
+        assert_eq!(String::from_utf8(found).expect("UTF-8"), expected);
         let head = Dialect::OpenAi.read_request(Endpoint::ChatCompletions, &body).expect("a good request");
         let range = body.as_ptr_range();
         let shared =
@@ -188,20 +185,18 @@ fn request() -> impl Strategy<Value = String> {
         0..=7,
     );
     let model = prop::sample::select(vec![r#""model":"a/b""#, r#""model":"\u0061\"""#, r#""mode\u006c":"c""#]);
-    (optional, model, blank, any::<prop::sample::Index>(), any::<bool>()).prop_flat_map(
-        |(mut members, model, blank, _, options_null)| {
-            members.push(model);
-            members.push(r#""messages":[{"role":"user","content":"\"model\":\"z\", {é"}]"#);
-            if options_null {
-                members.retain(|m| !m.starts_with(r#""stream_options"#));
-                members.push(r#""stream_options":null"#);
-            }
-            Just(members).prop_shuffle().prop_map(move |members| {
-                let inner = members.join(&format!("{blank},{blank}"));
-                format!("{blank}{{{blank}{inner}{blank}}}{blank}")
-            })
-        },
-    )
+    (optional, model, blank, any::<bool>()).prop_flat_map(|(mut members, model, blank, options_null)| {
+        members.push(model);
+        members.push(r#""messages":[{"role":"user","content":"\"model\":\"z\", {é"}]"#);
+        if options_null {
+            members.retain(|m| !m.starts_with(r#""stream_options"#));
+            members.push(r#""stream_options":null"#);
+        }
+        Just(members).prop_shuffle().prop_map(move |members| {
+            let inner = members.join(&format!("{blank},{blank}"));
+            format!("{blank}{{{blank}{inner}{blank}}}{blank}")
+        })
+    })
 }
 
 proptest! {

@@ -1,0 +1,203 @@
+//! Writing records and sums: many rows per statement, always the same statements.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use shared::proto::Outcome;
+use sqlx::any::AnyArguments;
+use sqlx::{Any, Arguments, AssertSqlSafe, Encode, Type};
+
+use super::IngestError;
+use super::record::{Checked, Priced, outcome_name, status_class};
+use crate::db::Tx;
+use crate::ledger::sql::{Sql, insert_text};
+
+/// Rows of one statement: long enough to be quick, and few enough that one prepared text serves.
+const CHUNK: usize = 50;
+const MINUTE_MS: i64 = 60_000;
+
+const RECORD_COLUMNS: usize = 45;
+const RECORD_HEAD: &str = "INSERT INTO usage_records (request_id, node_id, incarnation, seq, workspace_id, project_id, \
+    api_key_id, identity, endpoint, requested_model, provider_id, provider, vendor, model, credential_id, \
+    credential_owner, router, policy, status, outcome, code, stream, attempts, fallback_level, revision, \
+    started_at_ms, total_us, upstream_us, first_byte_us, input, cache_read, cache_write_5m, cache_write_1h, output, \
+    reasoning, audio_input, audio_output, estimated, unpriced, price_id, cost_nanos, reported_cost_nanos, \
+    service_tier, region, applied_at_ms) VALUES ";
+const RECORD_TAIL: &str = " ON CONFLICT (request_id) DO NOTHING";
+
+const MINUTE_COLUMNS: usize = 29;
+const MINUTE_HEAD: &str = "INSERT INTO usage_minutes (workspace_id, minute_ms, project_id, api_key_id, identity, \
+    provider, vendor, model, credential_id, credential_owner, router, policy, endpoint, status_class, requests, errors, \
+    estimated, unpriced, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, audio_input, \
+    audio_output, cost_nanos, total_us, upstream_us) VALUES ";
+const MINUTE_TAIL: &str = " ON CONFLICT (workspace_id, minute_ms, project_id, api_key_id, identity, provider, vendor, \
+    model, credential_id, credential_owner, router, policy, endpoint, status_class) DO UPDATE SET \
+    requests = usage_minutes.requests + excluded.requests, errors = usage_minutes.errors + excluded.errors, \
+    estimated = usage_minutes.estimated + excluded.estimated, unpriced = usage_minutes.unpriced + excluded.unpriced, \
+    input = usage_minutes.input + excluded.input, cache_read = usage_minutes.cache_read + excluded.cache_read, \
+    cache_write_5m = usage_minutes.cache_write_5m + excluded.cache_write_5m, \
+    cache_write_1h = usage_minutes.cache_write_1h + excluded.cache_write_1h, \
+    output = usage_minutes.output + excluded.output, reasoning = usage_minutes.reasoning + excluded.reasoning, \
+    audio_input = usage_minutes.audio_input + excluded.audio_input, \
+    audio_output = usage_minutes.audio_output + excluded.audio_output, \
+    cost_nanos = usage_minutes.cost_nanos + excluded.cost_nanos, \
+    total_us = usage_minutes.total_us + excluded.total_us, upstream_us = usage_minutes.upstream_us + excluded.upstream_us";
+
+/// A record to apply, and its cost.
+#[derive(Debug)]
+pub struct Row {
+    /// What was used.
+    pub checked: Checked,
+    /// For how much.
+    pub priced: Priced,
+}
+
+/// Inserts records; gives those that were new, in their order. A request id that is known already,
+/// from this batch or any earlier one, is left alone.
+pub async fn insert(tx: &mut Tx, node: &str, incarnation: &str, rows: Vec<Row>, now: i64) -> Result<Vec<Row>, IngestError> {
+    let mut new = Vec::with_capacity(rows.len());
+    let mut rows = rows.into_iter();
+    loop {
+        let chunk: Vec<Row> = rows.by_ref().take(CHUNK).collect();
+        if chunk.is_empty() {
+            return Ok(new);
+        }
+        let mut values = Values::with_capacity(chunk.len() * RECORD_COLUMNS);
+        for row in &chunk {
+            record_values(&mut values, node, incarnation, row, now);
+        }
+        let text = text(Statement::Records, chunk.len());
+        let done = sqlx::query_with(AssertSqlSafe(text), values.0).execute(&mut **tx).await?;
+        if done.rows_affected() == chunk.len() as u64 {
+            new.extend(chunk);
+        } else {
+            let ours = ours(tx, node, incarnation, &chunk).await?;
+            new.extend(chunk.into_iter().filter(|row| {
+                ours.get(&row.checked.request_id.to_string()) == Some(&(row.checked.seq as i64))
+            }));
+        }
+    }
+}
+
+/// Of these requests, the ones that the table has from this very journal, and under which number.
+async fn ours(tx: &mut Tx, node: &str, incarnation: &str, chunk: &[Row]) -> Result<HashMap<String, i64>, IngestError> {
+    let mut sql = Sql::new("SELECT request_id, seq FROM usage_records WHERE node_id = ");
+    sql.bind(node).push(" AND incarnation = ").bind(incarnation).push(" AND request_id IN ");
+    sql.bind_list(chunk.iter().map(|row| row.checked.request_id.to_string()));
+    let rows: Vec<(String, i64)> = sql.query_as().fetch_all(&mut **tx).await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// What the sums are kept by, in the order of the primary key: rows are always locked in one order.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key<'a> {
+    workspace_id: &'a str,
+    minute_ms: i64,
+    names: [&'a str; 12],
+}
+
+/// Adds records to the sums per minute.
+pub async fn add_to_minutes(tx: &mut Tx, rows: &[Row]) -> Result<(), IngestError> {
+    let mut sums: BTreeMap<Key<'_>, [i64; 15]> = BTreeMap::new();
+    for row in rows {
+        let sum = sums.entry(key(row)).or_insert([0; 15]);
+        for (total, part) in sum.iter_mut().zip(counts(row)) {
+            *total = total.checked_add(part).ok_or(IngestError::Damaged("a sum does not fit 64 bits"))?;
+        }
+    }
+    let sums: Vec<_> = sums.into_iter().collect();
+    for chunk in sums.chunks(CHUNK) {
+        let mut values = Values::with_capacity(chunk.len() * MINUTE_COLUMNS);
+        for (key, counts) in chunk {
+            values.add(key.workspace_id).add(key.minute_ms);
+            key.names.iter().for_each(|name| _ = values.add(*name));
+            counts.iter().for_each(|count| _ = values.add(*count));
+        }
+        let text = text(Statement::Minutes, chunk.len());
+        sqlx::query_with(AssertSqlSafe(text), values.0).execute(&mut **tx).await?;
+    }
+    Ok(())
+}
+
+fn key(row: &Row) -> Key<'_> {
+    let r = &row.checked.record;
+    Key {
+        workspace_id: &r.workspace_id,
+        minute_ms: r.started_at_ms - r.started_at_ms.rem_euclid(MINUTE_MS),
+        names: [
+            &r.project_id, &r.api_key_id, &r.identity, &r.provider, &r.vendor, &r.model, &r.credential_id,
+            &r.credential_owner, &r.router, &r.policy, &r.endpoint, status_class(r.status),
+        ],
+    }
+}
+
+fn counts(row: &Row) -> [i64; 15] {
+    let (r, t) = (&row.checked.record, &row.checked.tokens);
+    let error = row.checked.outcome != Outcome::Completed;
+    let [input, cache_read, cache_write_5m, cache_write_1h] =
+        [t.input, t.cache_read, t.cache_write_5m, t.cache_write_1h].map(number);
+    let [output, reasoning, audio_input, audio_output] = [t.output, t.reasoning, t.audio_input, t.audio_output].map(number);
+    [
+        1, error.into(), r.estimated.into(), row.priced.unpriced.into(), input, cache_read, cache_write_5m,
+        cache_write_1h, output, reasoning, audio_input, audio_output, row.priced.cost.0, number(r.total_us),
+        number(r.upstream_us),
+    ]
+}
+
+fn record_values(values: &mut Values, node: &str, incarnation: &str, row: &Row, now: i64) {
+    let (c, r, t) = (&row.checked, &row.checked.record, &row.checked.tokens);
+    values.add(c.request_id.to_string()).add(node).add(incarnation).add(number(c.seq));
+    let names = [
+        &r.workspace_id, &r.project_id, &r.api_key_id, &r.identity, &r.endpoint, &r.requested_model, &r.provider_id,
+        &r.provider, &r.vendor, &r.model, &r.credential_id, &r.credential_owner, &r.router, &r.policy,
+    ];
+    names.iter().for_each(|name| _ = values.add(name.as_str()));
+    values.add(i64::from(r.status)).add(outcome_name(c.outcome)).add(r.code.as_str());
+    values.add(i64::from(r.stream)).add(i64::from(r.attempts)).add(i64::from(r.fallback_level));
+    values.add(number(r.revision)).add(r.started_at_ms);
+    let counts = [
+        r.total_us, r.upstream_us, r.first_byte_us, t.input, t.cache_read, t.cache_write_5m, t.cache_write_1h, t.output,
+        t.reasoning, t.audio_input, t.audio_output,
+    ];
+    counts.iter().for_each(|count| _ = values.add(number(*count)));
+    values.add(i64::from(r.estimated)).add(i64::from(row.priced.unpriced)).add(r.price_id.as_str());
+    values.add(row.priced.cost.0).add(r.cost_nanos).add(r.service_tier.as_str()).add(r.region.as_str()).add(now);
+}
+
+/// Columns are signed; nothing that passed the checks is near the border.
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+struct Values(AnyArguments);
+
+impl Values {
+    fn with_capacity(count: usize) -> Self {
+        let mut values = AnyArguments::default();
+        values.reserve(count, 0);
+        Self(values)
+    }
+
+    fn add<'t, T: Encode<'t, Any> + Type<Any>>(&mut self, value: T) -> &mut Self {
+        // Text and 64-bit numbers, the only types in use, always encode.
+        _ = self.0.add(value);
+        self
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Statement {
+    Records = 0,
+    Minutes = 1,
+}
+
+/// The text for so many rows, made once.
+fn text(statement: Statement, rows: usize) -> Arc<str> {
+    static TEXTS: Mutex<[[Option<Arc<str>>; CHUNK + 1]; 2]> = Mutex::new([const { [const { None }; CHUNK + 1] }; 2]);
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let made = texts[statement as usize][rows].get_or_insert_with(|| match statement {
+        Statement::Records => insert_text(RECORD_HEAD, RECORD_COLUMNS, rows, RECORD_TAIL),
+        Statement::Minutes => insert_text(MINUTE_HEAD, MINUTE_COLUMNS, rows, MINUTE_TAIL),
+    });
+    made.clone()
+}

@@ -1,0 +1,6 @@
+//! The ledger on real databases: SQLite always, PostgreSQL when one listens.
+
+mod checks;
+mod database;
+mod ingest;
+mod node;
