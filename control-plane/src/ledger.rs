@@ -9,6 +9,7 @@ pub mod entries;
 pub mod ingest;
 pub mod prices;
 pub mod query;
+mod period;
 mod sql;
 
 pub use api::routes;

@@ -97,7 +97,7 @@ fn announce(running: &Running, form: &str) -> anyhow::Result<()> {
     let admin_token = first.and_then(|f| secret(&f.admin_token));
     let api_key = first.and_then(|f| secret(&f.api_key));
     if form == "json" {
-        let mut line = serde_json::json!({ "admin_url": admin_url, "grpc_addr": grpc });
+        let mut line = serde_json::json!({ "admin_url": admin_url, "grpc_url": grpc.map(|address| format!("https://{address}")) });
         if let (Some(token), Some(key)) = (admin_token, api_key) {
             line["admin_token"] = token.into();
             line["api_key"] = key.into();

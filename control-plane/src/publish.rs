@@ -4,7 +4,7 @@
 //! Who may connect and how is [`authority`] and [`listener`]; what a node is sent is [`session`]; what
 //! there is to send is [`compile_task`] and [`published`]; who runs what is [`fleet`].
 
-// pub mod api;
+pub mod api;
 pub mod authority;
 pub mod compile_task;
 pub mod fleet;
@@ -14,6 +14,8 @@ mod outbox;
 pub mod published;
 pub mod server;
 pub mod session;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};

@@ -226,6 +226,8 @@ pub fn routes() -> Vec<Route> {
     let mut all = page::routes();
     all.extend(crate::auth::routes());
     all.extend(crate::resources::routes());
+    all.extend(crate::publish::api::routes());
+    all.extend(crate::ledger::routes());
     all.extend(crate::metrics::routes());
     all
 }

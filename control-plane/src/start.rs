@@ -5,13 +5,20 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use runtime::shutdown::{self, Trigger};
+use shared::ids::NodeId;
+use shared::snapshot::SHARED_SCOPE;
+use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tonic::service::Routes;
 
 use crate::app::App;
 use crate::config::Config;
 use crate::db::Db;
 use crate::error::ApiError;
+use crate::ledger::{Ingest, UsageService};
+use crate::publish::{self, listener};
 use crate::resources::seed::{self, FirstStart};
 use crate::rest;
 use crate::vault::{Vault, VaultError};
@@ -31,6 +38,7 @@ pub struct Running {
     pub first_start: Option<FirstStart>,
     /// What its parts share.
     pub app: App,
+    nodes: Routes,
     trigger: Trigger,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -48,6 +56,8 @@ pub enum StartError {
     Catalog(shared::catalog::CatalogError),
     /// Seeding.
     Seed(ApiError),
+    /// The nodes' authority or services.
+    Publish(String),
     /// An address cannot be listened on.
     Listen(SocketAddr, std::io::Error),
 }
@@ -60,6 +70,7 @@ impl fmt::Display for StartError {
             Self::Database(e) => write!(f, "database: {e}"),
             Self::Catalog(e) => write!(f, "catalogue: {e}"),
             Self::Seed(e) => write!(f, "first data: {e}"),
+            Self::Publish(e) => write!(f, "publishing: {e}"),
             Self::Listen(address, e) => write!(f, "listen on {address}: {e}"),
         }
     }
@@ -85,18 +96,41 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     seed::catalogue(&app, &catalog).await.map_err(StartError::Seed)?;
     let first_start = seed::first_start(&app, &catalog).await.map_err(StartError::Seed)?;
 
-    let failed = |e| StartError::Listen(listen, e);
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
-    let admin_addr = listener.local_addr().map_err(failed)?;
-    let router = rest::router(&app);
-    let tasks = vec![
-        runtime::task::spawn("rest", rest::serve(listener, router, shutdown)),
+    publish::start(&app).await.map_err(|e| StartError::Publish(e.to_string()))?;
+    let clock = app.clone();
+    let ingest = Ingest::new(app.db.clone(), move || clock.now_ms());
+    app.metrics.register(|registry| ingest.register(registry));
+    let fleet = app.publish.clone();
+    let usage = UsageService::new(ingest, move |node| fleet.fleet.is_denied(node));
+    let nodes = publish::services(&app, usage).map_err(|e| StartError::Publish(e.to_string()))?;
+
+    let (listener, admin_addr) = bind(listen).await?;
+    let grpc = match app.config.grpc_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let mut tasks = vec![
+        runtime::task::spawn("rest", rest::serve(listener, rest::router(&app), shutdown)),
         runtime::task::spawn("tidy", tidy(app.clone())),
     ];
-    Ok(Running { admin_addr, first_start, app, trigger, tasks })
+    let grpc_addr = grpc.as_ref().map(|(_, address)| *address);
+    if let Some((listener, _)) = grpc {
+        let names = app.config.grpc_names.clone();
+        let serving = listener::serve_tls(app.clone(), nodes.clone(), listener, names);
+        tasks.push(runtime::task::spawn("nodes", ended(serving)));
+    }
+    let shared_revision = shared_revision(&app).await.map_err(StartError::Database)?;
+    Ok(Running { admin_addr, grpc_addr, shared_revision, first_start, app, nodes, trigger, tasks })
 }
 
 impl Running {
+    /// Serves the data plane of the same process, whose id is `node`, over the ends that
+    /// [`runtime::rpc::Dialer::in_process`] gives.
+    pub fn serve_in_process(&mut self, ends: mpsc::Receiver<DuplexStream>, node: NodeId) {
+        let serving = listener::serve_in_process(self.app.clone(), self.nodes.clone(), ends, node);
+        self.tasks.push(runtime::task::spawn("own node", ended(serving)));
+    }
+
     /// Asks everything to stop and waits until it has: open requests get ten seconds.
     pub async fn stop(self) {
         self.trigger.fire();
@@ -105,6 +139,28 @@ impl Running {
             _ = task.await;
         }
         self.app.db.pool().close().await;
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |e| StartError::Listen(address, e);
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+async fn shared_revision(app: &App) -> Result<i64, sqlx::Error> {
+    let (revision,): (i64,) = sqlx::query_as("SELECT revision FROM scopes WHERE scope = $1")
+        .bind(SHARED_SCOPE)
+        .fetch_one(app.db.pool())
+        .await?;
+    Ok(revision)
+}
+
+/// A server of nodes that ends before it is asked to is worth a line; nodes serve on without it.
+async fn ended(serving: impl Future<Output = Result<(), listener::ListenError>>) {
+    if let Err(e) = serving.await {
+        tracing::error!(error = %e, "nodes are not served any more");
     }
 }
 

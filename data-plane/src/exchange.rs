@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use providers::Usage;
+use providers::{Dialect, Usage};
 use router::{Attempts, Now, Plan, Slot};
 use runtime::clock;
 use shared::failure::Failure;
@@ -209,6 +209,14 @@ impl Exchange {
         let (attempts, trace) = (std::mem::take(&mut self.trail), self.trace.take());
         self.last_slot = slot;
         self.worker.observed.push(Observation { record, attempts, trace });
+    }
+
+    /// Takes the credential of the last attempt out of what a failure says.
+    pub fn hide_secret(&self, dialect: Dialect, failure: &mut Failure) {
+        let access = self.last_slot().and_then(|slot| self.plan.at(slot)).map(|(_, access)| access);
+        if let Some(secret) = access.and_then(|access| access.credential.as_ref()).and_then(|c| c.secret()) {
+            dialect.hide(failure, secret);
+        }
     }
 
     /// Whether the final record is still to be written.

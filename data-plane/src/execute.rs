@@ -100,7 +100,8 @@ pub async fn run(exchange: &mut Exchange, job: &Job<'_>) -> Result<Answered, Fai
                 exchange.attempt_answered();
                 return Ok(answered);
             }
-            Err(failed) => {
+            Err(mut failed) => {
+                exchange.hide_secret(job.dialect, &mut failed.failure);
                 let (id, attempt) = (&exchange.arrival.id, exchange.attempts.count());
                 tracing::info!(request = %id, attempt, failure = ?failed.failure, "an attempt failed");
                 exchange.attempt_failed(&failed.failure);
@@ -124,7 +125,7 @@ async fn attempt(exchange: &Exchange, job: &Job<'_>, slot: Slot, until: Instant)
     let usage_added = outgoing.usage_added;
     let request = request(candidate, access, job, SliceBody::new(outgoing.slices, outgoing.len))?;
     let reply = worker.upstream.call(candidate.base_url(), request, &deadlines).await?;
-    let secret = access.credential.as_deref().and_then(secret);
+    let secret = access.credential.as_deref().and_then(Credential::secret);
     if reply.response.status() != http::StatusCode::OK {
         return Err(refused(job.dialect, reply, secret, deadlines.total).await);
     }
@@ -252,10 +253,4 @@ fn request(
     *request.uri_mut() = target.parse().map_err(|_| bad("path"))?;
     *request.headers_mut() = headers;
     Ok(request)
-}
-
-/// The credential without its prefix, to be kept out of messages.
-fn secret(credential: &Credential) -> Option<&[u8]> {
-    let value = credential.header.as_ref()?.as_bytes();
-    value.rsplit(|byte| *byte == b' ').next()
 }

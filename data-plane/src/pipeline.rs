@@ -186,10 +186,7 @@ fn facts<'a>(caller: &'a Caller<'a>, endpoint: Endpoint, head: &'a Head<'a>, tot
     Facts {
         key: caller.key,
         workspace: caller.workspace,
-        endpoint: match endpoint {
-            Endpoint::ChatCompletions => router::Endpoint::ChatCompletions,
-            Endpoint::Embeddings => router::Endpoint::Embeddings,
-        },
+        endpoint,
         model: head.model.as_deref().unwrap_or_default(),
         models: &head.models,
         stream: head.stream,

@@ -152,8 +152,10 @@ impl Relay {
             self.body = None;
             return;
         }
-        self.exchange.attempt_failed(failure);
-        let problem = Problem::from(failure);
+        let mut failure = failure.clone();
+        self.exchange.hide_secret(self.dialect, &mut failure);
+        self.exchange.attempt_failed(&failure);
+        let problem = Problem::from(&failure);
         self.settle(Outcome::Cut, problem.code);
         self.out.push_back(self.dialect.error_event(problem.error_type, problem.code, &problem.message));
         self.body = None;

@@ -8,3 +8,6 @@
 pub mod journal;
 pub mod meter;
 pub mod reporter;
+
+#[cfg(test)]
+mod tests;

@@ -125,7 +125,7 @@ async fn serve(worker: Arc<Worker>, stream: TcpStream, peer: SocketAddr, phases:
     let limits = &worker.node.limits;
     let io = ClientIo::new(stream, limits.client, activity.clone());
     let mut http = http1::Builder::new();
-    http.max_headers(100).max_buf_size(limits.head_bytes).pipeline_flush(true);
+    http.max_headers(100).max_header_size(limits.head_bytes);
     let service = service_fn(move |request| {
         let (worker, activity) = (worker.clone(), activity.clone());
         async move { Ok::<_, std::convert::Infallible>(pipeline::serve(worker, peer.ip(), request, activity).await) }

@@ -4,6 +4,7 @@
 
 pub mod catalog;
 pub mod digest;
+pub mod endpoint;
 pub mod failure;
 pub mod ids;
 pub mod money;

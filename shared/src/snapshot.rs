@@ -137,7 +137,7 @@ impl BaseUrl {
             return Err("has no host");
         }
         // What stands after the host is nothing, or a port that a socket can have.
-        if authority.as_str() != authority.host() && !authority.port_u16().is_some_and(|port| port > 0) {
+        if authority.as_str() != authority.host() && authority.port_u16().is_none_or(|port| port == 0) {
             return Err("has an invalid port");
         }
         if uri.query().is_some() || text.contains('#') {
@@ -272,6 +272,14 @@ pub struct Credential {
     pub owner: Box<str>,
     /// Free tag; may be empty.
     pub environment: Box<str>,
+}
+
+impl Credential {
+    /// What it holds, without the header's prefix; to keep it out of messages.
+    pub fn secret(&self) -> Option<&[u8]> {
+        let value = self.header.as_ref()?.as_bytes();
+        value.rsplit(|byte| *byte == b' ').next().filter(|secret| !secret.is_empty())
+    }
 }
 
 /// Says which credential, never what it holds.

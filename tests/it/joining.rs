@@ -67,5 +67,5 @@ async fn tokens_that_let_nobody_in() {
         }
     }
     let listed = house.admin.get("/nodes").await.expect("an answer").good().expect("a list").json();
-    assert_eq!(listed["items"].as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(listed["data"].as_array().map(Vec::len), Some(1), "{listed}");
 }

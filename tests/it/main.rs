@@ -13,6 +13,7 @@ mod joining;
 mod load;
 mod many_keys;
 mod poisoned;
+mod postgres;
 mod rolling_restart;
 mod sdk;
 mod simulated_node;

@@ -186,7 +186,8 @@ impl Builder {
         let line = control.first_line.clone();
         control.admin_url = field(&line, "admin_url")?.to_owned();
         control.fix_address("listen", field(&line, "admin_url")?)?;
-        control.fix_address("grpc-listen", field(&line, "grpc_url")?)?;
+        let grpc = field(&line, "grpc_url")?.to_owned();
+        control.fix_address("grpc-listen", &grpc)?;
         let token = field(&line, "admin_token")?.to_owned();
         let rest =
             Http::new(&format!("{}/api/v1", control.admin_url)).header("authorization", &format!("Bearer {token}"));
@@ -197,7 +198,7 @@ impl Builder {
             api_key: String::new(),
             control,
             nodes: Vec::new(),
-            grpc_url: Some(field(&line, "grpc_url")?.to_owned()),
+            grpc_url: Some(grpc),
             builder: self,
             folder,
         };

@@ -325,7 +325,7 @@ async fn insert(
 }
 
 /// Takes the lock of all tokens, and gives the next revision of their audit.
-async fn lock(tx: &mut Tx) -> Result<i64, ApiError> {
+pub(crate) async fn lock(tx: &mut Tx) -> Result<i64, ApiError> {
     let (text,): (String,) = sqlx::query_as(
         "INSERT INTO meta (name, value) VALUES ('admin_revision', '1') ON CONFLICT (name) DO UPDATE
          SET value = CAST(CAST(meta.value AS BIGINT) + 1 AS TEXT) RETURNING value",

@@ -18,7 +18,6 @@ mod stream;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -169,7 +168,7 @@ impl Ingest {
         if batch.records.len() > MAX_RECORDS {
             return Err(IngestError::Malformed("too many records in a batch"));
         }
-        let began = Instant::now();
+        let began = runtime::clock::monotonic();
         let node = node.to_string();
         let journal = Journal::of(&node, &batch.incarnation)?;
         let now = (self.clock)();
@@ -197,7 +196,7 @@ impl Ingest {
                 move_mark(&mut tx, &journal, &known, applied_seq, &chain, now).await?;
                 tx.commit().await?;
                 self.counters.resent.inc_by(skip as u64);
-                self.counters.batch_seconds.observe(began.elapsed().as_secs_f64());
+                self.counters.batch_seconds.observe(runtime::clock::monotonic().saturating_sub(began).as_secs_f64());
                 Ok(accepted(applied_seq, chain))
             }
             Decision::Known => {

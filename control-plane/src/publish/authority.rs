@@ -27,7 +27,7 @@ use shared::proto;
 use super::Publish;
 use crate::app::App;
 use crate::auth::token::{self, hex};
-use crate::db::Db;
+use crate::db::{Db, Tx};
 use crate::vault::{Place, Secret};
 
 /// Life of a node's certificate, and of the server's own.
@@ -196,13 +196,14 @@ impl Authority {
         runtime::tls::server(identity, self.ca.clone()).map_err(AuthorityError::Tls)
     }
 
-    /// Makes a join token, valid once and for `life_ms`. The text is given here and never again.
+    /// Makes a join token in this transaction, valid once and for `life_ms`. The text is given here and never again.
     ///
     /// # Errors
     /// When the database cannot be written.
     pub async fn make_token(
         &self,
         app: &App,
+        tx: &mut Tx,
         labels: &BTreeMap<String, String>,
         life_ms: i64,
     ) -> Result<JoinToken, sqlx::Error> {
@@ -218,7 +219,7 @@ impl Authority {
         .bind(serde_json::json!(labels).to_string())
         .bind(now_ms)
         .bind(expires_at_ms)
-        .execute(app.db.pool())
+        .execute(&mut **tx)
         .await?;
         let text = format!("{}.{}", secret.expose_str().unwrap_or_default(), hex(&sha256(&[&self.ca])));
         Ok(JoinToken { id, text, expires_at_ms })

@@ -153,7 +153,9 @@ impl Compiler {
         let mut work = self.scopes.remove(&row.scope).unwrap_or_default();
         let loaded = self.load(&row.scope, &mut work).await;
         let outcome = match loaded {
-            Ok(()) => self.compile_and_publish(&row.scope, &mut work).await,
+            Ok(true) => self.compile_and_publish(&row.scope, &mut work).await,
+            // Deleted a moment ago: the next pass sees it.
+            Ok(false) => Ok(false),
             Err(e) => Err(e),
         };
         let advance = matches!(outcome, Ok(true)) && work.anew_at.is_none_or(|at| at.elapsed() >= ANEW_EVERY);
@@ -171,8 +173,9 @@ impl Compiler {
         Ok(advance)
     }
 
-    async fn load(&self, scope: &str, work: &mut Work) -> Result<(), sqlx::Error> {
-        let Some(changes) = outbox::changes(&self.app, scope, work.revision).await? else { return Ok(()) };
+    /// False: the scope is gone.
+    async fn load(&self, scope: &str, work: &mut Work) -> Result<bool, sqlx::Error> {
+        let Some(changes) = outbox::changes(&self.app, scope, work.revision).await? else { return Ok(false) };
         for object in changes.objects {
             match object.doc {
                 Some(doc) => work.documents.put(&object.kind, &object.id, object.revision, &doc, &object.secret),
@@ -180,7 +183,7 @@ impl Compiler {
             }
         }
         work.revision = changes.revision;
-        Ok(())
+        Ok(!changes.deleted)
     }
 
     /// True: the same revision is known with another content, and needs a new number.

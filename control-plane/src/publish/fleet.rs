@@ -66,6 +66,17 @@ pub struct Serving {
     pub lag_ms: i64,
 }
 
+/// How far one connected node is with one scope.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    /// As it calls itself.
+    pub display_name: String,
+    /// What it serves; `None` = nothing of the scope.
+    pub serving: Option<Serving>,
+    /// Its newest refusal that still stands, and when, milliseconds since 1970.
+    pub refusal: Option<(Refusal, i64)>,
+}
+
 /// Why somebody else ends a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kick {
@@ -162,9 +173,16 @@ impl Fleet {
         self.lock().get(&id).cloned()
     }
 
-    /// A copy of what is known of the connected nodes.
-    pub fn connected(&self) -> Vec<(NodeId, NodeState)> {
-        self.lock().iter().filter(|(_, n)| n.stream.is_some()).map(|(id, n)| (*id, n.clone())).collect()
+    /// How far every connected node is with a scope.
+    pub fn progress(&self, scope: &str) -> Vec<(NodeId, Progress)> {
+        let nodes = self.lock();
+        let connected = nodes.iter().filter(|(_, node)| node.stream.is_some());
+        let progress = |node: &NodeState| Progress {
+            display_name: node.display_name.clone(),
+            serving: node.serves.get(scope).copied(),
+            refusal: node.refused.get(scope).cloned(),
+        };
+        connected.map(|(id, node)| (*id, progress(node))).collect()
     }
 
     /// Number of connected nodes.

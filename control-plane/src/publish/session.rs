@@ -4,6 +4,9 @@
 //! S6: only nonces of this stream confirm. S2: nothing older than what the node holds is sent. It
 //! remembers what the node refused and why, and offers the next revision only.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;

@@ -3,42 +3,13 @@
 
 use bytes::Bytes;
 use http::HeaderMap;
+pub use shared::endpoint::Endpoint;
 use shared::failure::Failure;
 
 use crate::head::{BadRequest, Head};
 use crate::openai_chat::{self, reply::ReplyFacts, stream::Tap};
 use crate::openai_embeddings;
 use crate::quirks::Quirks;
-
-/// What is asked of a model. The names are those of `EndpointPath.endpoint`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Endpoint {
-    /// A conversation.
-    ChatCompletions,
-    /// Vectors of texts.
-    Embeddings,
-}
-
-impl Endpoint {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::ChatCompletions, Self::Embeddings];
-
-    /// Its name in the catalogue, records and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ChatCompletions => "chat_completions",
-            Self::Embeddings => "embeddings",
-        }
-    }
-
-    /// The `type` of models that serve it.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::ChatCompletions => "chat",
-            Self::Embeddings => "embedding",
-        }
-    }
-}
 
 /// What a 200 carries, by its `content-type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,6 +160,5 @@ mod tests {
     fn names_are_distinct() {
         assert_eq!(Dialect::from_name(Dialect::OpenAi.name()), Some(Dialect::OpenAi));
         assert_eq!(Dialect::from_name("anthropic"), None);
-        assert_ne!(Endpoint::ChatCompletions.name(), Endpoint::Embeddings.name());
     }
 }

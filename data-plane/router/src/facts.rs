@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use shared::endpoint::Endpoint;
 use shared::snapshot::{ApiKey, Workspace};
 
 /// One request, as far as a decision needs it.
@@ -49,33 +50,6 @@ pub struct Facts<'a> {
 
 /// Longest inline `models` list.
 pub const MAX_INLINE_MODELS: usize = 5;
-
-/// What a caller can ask of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Endpoint {
-    /// `POST /v1/chat/completions`.
-    ChatCompletions,
-    /// `POST /v1/embeddings`.
-    Embeddings,
-}
-
-impl Endpoint {
-    /// Its name in vendor rows and usage records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ChatCompletions => "chat_completions",
-            Self::Embeddings => "embeddings",
-        }
-    }
-
-    /// `ModelFacts.type` of the models that serve it.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::ChatCompletions => "chat",
-            Self::Embeddings => "embedding",
-        }
-    }
-}
 
 /// Both clocks, read once. Decisions about dates use the first, everything about durations the
 /// second.

@@ -161,7 +161,8 @@ impl Client {
 
     fn carry_out(&self, stream: &mut Stream, steps: Vec<Step>, welcomed_at: &mut Option<Duration>) -> Option<Lost> {
         let status = self.store.status();
-        for step in steps {
+        let mut steps = VecDeque::from(steps);
+        while let Some(step) = steps.pop_front() {
             match step {
                 Step::Send(message) => {
                     if stream.outbox.try_send(message).is_err() {
@@ -176,6 +177,11 @@ impl Client {
                     tracing::info!(target = self.options.dialer.target(), "connected to the control plane");
                 }
                 Step::Apply(update) => stream.waiting.push_back((*update, clock::monotonic())),
+                Step::Refuse(update, rejection) => {
+                    self.store.note_refused(&update, &rejection);
+                    let done = Done { update: *update, received: clock::monotonic(), outcome: Err(rejection) };
+                    steps.extend(stream.on_applied(Some(done), &self.store));
+                }
                 Step::Synchronised => self.store.mark_ready(),
                 Step::Ignored => _ = status.ignored.fetch_add(1, Ordering::Relaxed),
                 Step::Close(close) => return Some(Lost::Closed(close)),

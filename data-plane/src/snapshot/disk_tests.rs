@@ -21,7 +21,7 @@ fn name() -> String {
 }
 
 fn state(revision: u64) -> Scope {
-    workspace_scope(1, revision, 2, if revision % 2 == 0 { "B" } else { "A" })
+    workspace_scope(1, revision, 2, if revision.is_multiple_of(2) { "B" } else { "A" })
 }
 
 /// A folder with the shared scope and the first `revisions` of a workspace.

@@ -79,7 +79,7 @@ pub(crate) fn key(n: u128, index: u32, tag: &str) -> proto::Resource {
         hash: key_hash(n, index).to_vec(),
         scopes: vec!["inference".into(), "models".into()],
         addresses: vec!["10.0.0.0/8".into()],
-        models: (index % 3 == 0).then(|| proto::ModelList { models: vec!["openai/*".into()] }),
+        models: index.is_multiple_of(3).then(|| proto::ModelList { models: vec!["openai/*".into()] }),
         ..Default::default()
     };
     resource("api_key", &id, &key)

@@ -226,6 +226,7 @@ fn a_new_lineage_replaces_everything_by_full_state_only() {
     assert_eq!(lineage, [2; 16]);
     assert!(listed.iter().all(|h| h.revision == 0 && h.state_hash.is_empty()) && listed.len() == 2);
     assert_eq!(store.load().key_count(), 30, "it serves on");
+    assert_eq!(store.held_scope(&name), Default::default(), "but the control plane knows nothing of it");
     let code = |update: &proto::Update| store.apply(update).map(|a| a.revision).map_err(|r| r.code);
     let restored = workspace_scope(1, 3, 30, "A");
     assert_eq!(

@@ -2,7 +2,7 @@
 //! happens to hold the last `Arc` must not pay for it.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
 use shared::snapshot::Snapshot;
@@ -12,14 +12,16 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Old snapshots kept for requests that still use them. Past it the oldest is let go: the request
 /// that drops it last then frees it after all, rather than memory growing without end.
 const MOST: usize = 1024;
+/// Old snapshots that may wait for the thread. Past it the configuration thread waits, nobody else.
+const QUEUE: usize = 64;
 
 /// The thread that frees. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Reaper(Sender<Arc<Snapshot>>);
+pub(super) struct Reaper(SyncSender<Arc<Snapshot>>);
 
 impl Reaper {
     pub(super) fn start() -> std::io::Result<Self> {
-        let (sender, receiver) = mpsc::channel::<Arc<Snapshot>>();
+        let (sender, receiver) = mpsc::sync_channel::<Arc<Snapshot>>(QUEUE);
         runtime::task::thread("snapshot-reaper", move || {
             let mut kept: Vec<Arc<Snapshot>> = Vec::new();
             loop {

@@ -29,6 +29,8 @@ pub enum Step {
     Welcomed(Lineage),
     /// Check this update and report to [`Session::on_outcome`]; one after the other.
     Apply(Box<proto::Update>),
+    /// This update cannot be put together: report so to [`Session::on_outcome`].
+    Refuse(Box<proto::Update>, Rejection),
     /// Every scope has been applied or refused once: the node may serve.
     Synchronised,
     /// Something belonged to nothing, and was dropped.
@@ -128,11 +130,11 @@ impl Session {
                 vec![Step::Close(Close::Violation("something came before Welcome"))]
             }
             control_message::Message::Heartbeat(_) => Vec::new(),
-            control_message::Message::Update(chunk) => self.on_chunk(chunk, now),
+            control_message::Message::Update(chunk) => self.on_chunk(chunk),
         }
     }
 
-    /// The answer to a [`Step::Apply`]. `held` is what the node serves of the scope now.
+    /// The answer to a [`Step::Apply`] or [`Step::Refuse`]. `held` is what the node serves of the scope now.
     pub fn on_outcome(
         &mut self,
         update: &proto::Update,
@@ -142,7 +144,54 @@ impl Session {
         now: Duration,
     ) -> Vec<Step> {
         self.applying = self.applying.saturating_sub(1);
-        self.answer(update, outcome, held, took, now)
+        let settled = match &outcome {
+            Err(rejection) => match rejection.code {
+                // Full state follows.
+                NackCode::HashMismatch => false,
+                // Perhaps only because it overtook the catalogue; then it comes again.
+                NackCode::DanglingRef => self.heard.contains(SHARED_SCOPE),
+                NackCode::Unspecified
+                | NackCode::TooLarge
+                | NackCode::BadSignature
+                | NackCode::BadChecksum
+                | NackCode::UnsupportedSchema
+                | NackCode::BadExpr
+                | NackCode::BadPrice
+                | NackCode::ShrinkGuard
+                | NackCode::Stale
+                | NackCode::SelfTest
+                | NackCode::Oom
+                | NackCode::Internal
+                | NackCode::BadResource => true,
+            },
+            // A scope that was held and goes is not one of those that are to come.
+            Ok(_) => !(update.scope_removed && self.held.contains(&update.scope)),
+        };
+        let message = match outcome {
+            Ok(applied) => node_message::Message::Ack(proto::Ack {
+                nonce: update.nonce,
+                scope: applied.scope,
+                revision: applied.revision,
+                state_hash: applied.state_hash.as_bytes().to_vec(),
+                apply_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            }),
+            Err(rejection) => node_message::Message::Nack(proto::Nack {
+                nonce: update.nonce,
+                scope: update.scope.clone(),
+                revision: update.to,
+                code: rejection.code.into(),
+                path: rejection.path,
+                detail: rejection.detail,
+                held_revision: held.revision,
+                held_state_hash: held.state_hash,
+            }),
+        };
+        let mut steps = vec![self.send(message, now)];
+        if settled {
+            self.heard.insert(update.scope.clone());
+            steps.extend(self.synchronise());
+        }
+        steps
     }
 
     /// Call when [`Session::next_tick`] has come. `load` becomes the heartbeat, when one is due.
@@ -199,13 +248,14 @@ impl Session {
         steps
     }
 
-    fn on_chunk(&mut self, chunk: proto::Update, now: Duration) -> Vec<Step> {
+    fn on_chunk(&mut self, chunk: proto::Update) -> Vec<Step> {
         match self.assembler.take(chunk) {
             Piece::More => Vec::new(),
             Piece::Ignored => vec![Step::Ignored],
             Piece::TooMany => vec![Step::Close(Close::Violation("too many updates at once"))],
             Piece::Refused(update, rejection) => {
-                self.answer(&update, Err(rejection), proto::Held::default(), Duration::ZERO, now)
+                self.applying += 1;
+                vec![Step::Refuse(update, rejection)]
             }
             Piece::Whole(update) => {
                 self.applying += 1;
@@ -215,47 +265,6 @@ impl Session {
                 vec![Step::Apply(update)]
             }
         }
-    }
-
-    fn answer(
-        &mut self,
-        update: &proto::Update,
-        outcome: Result<Applied, Rejection>,
-        held: proto::Held,
-        took: Duration,
-        now: Duration,
-    ) -> Vec<Step> {
-        let settled = match &outcome {
-            // Full state follows.
-            Err(rejection) => rejection.code != NackCode::HashMismatch,
-            // A scope that was held and goes is not one of those that are to come.
-            Ok(_) => !(update.scope_removed && self.held.contains(&update.scope)),
-        };
-        let message = match outcome {
-            Ok(applied) => node_message::Message::Ack(proto::Ack {
-                nonce: update.nonce,
-                scope: applied.scope,
-                revision: applied.revision,
-                state_hash: applied.state_hash.as_bytes().to_vec(),
-                apply_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            }),
-            Err(rejection) => node_message::Message::Nack(proto::Nack {
-                nonce: update.nonce,
-                scope: update.scope.clone(),
-                revision: update.to,
-                code: rejection.code.into(),
-                path: rejection.path,
-                detail: rejection.detail,
-                held_revision: held.revision,
-                held_state_hash: held.state_hash,
-            }),
-        };
-        let mut steps = vec![self.send(message, now)];
-        if settled {
-            self.heard.insert(update.scope.clone());
-            steps.extend(self.synchronise());
-        }
-        steps
     }
 
     fn synchronise(&mut self) -> Option<Step> {
@@ -357,13 +366,15 @@ mod tests {
     fn a_new_node_is_ready_when_each_scope_was_applied_or_refused() {
         let ws = workspace_id(1).to_string();
         let mut session = welcomed(2);
-        let steps = applied(&mut session, &update(SHARED_SCOPE, 1), Ok(()));
+        let steps = applied(&mut session, &update(&ws, 1), Err(NackCode::DanglingRef));
         assert!(matches!(steps.as_slice(), [Step::Send(_)]), "{steps:?}");
-        let steps = applied(&mut session, &update(&ws, 2), Err(NackCode::HashMismatch));
+        let steps = applied(&mut session, &update(SHARED_SCOPE, 2), Ok(()));
+        assert!(matches!(steps.as_slice(), [Step::Send(_)]), "it overtook the catalogue and comes again: {steps:?}");
+        let steps = applied(&mut session, &update(&ws, 3), Err(NackCode::HashMismatch));
         assert!(matches!(steps.as_slice(), [Step::Send(_)]), "full state is still to come: {steps:?}");
-        let steps = applied(&mut session, &update(&ws, 3), Err(NackCode::BadResource));
+        let steps = applied(&mut session, &update(&ws, 4), Err(NackCode::BadResource));
         assert!(matches!(steps.as_slice(), [Step::Send(_), Step::Synchronised]), "{steps:?}");
-        let steps = applied(&mut session, &update(&ws, 4), Ok(()));
+        let steps = applied(&mut session, &update(&ws, 5), Ok(()));
         assert!(matches!(steps.as_slice(), [Step::Send(_)]), "once: {steps:?}");
     }
 

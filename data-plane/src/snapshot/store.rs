@@ -156,9 +156,12 @@ impl Store {
         (writer.lineage, held.collect())
     }
 
-    /// What the node serves of one scope: revision and state hash; zeros when nothing.
+    /// What the node serves of one scope: revision and state hash; zeros when nothing, or something
+    /// of another lineage.
     pub fn held_scope(&self, scope: &str) -> (u64, StateHash) {
-        self.lock().scopes.get(scope).map(|held| (held.scope.revision(), held.scope.state_hash())).unwrap_or_default()
+        let writer = self.lock();
+        let held = writer.scopes.get(scope).filter(|held| !held.foreign);
+        held.map(|held| (held.scope.revision(), held.scope.state_hash())).unwrap_or_default()
     }
 
     /// The control plane said which lineage it serves. All that is held of another one goes on
@@ -213,6 +216,12 @@ impl Store {
         self.conclude(update, outcome)
     }
 
+    /// Counts an update that was refused before it was whole.
+    pub(super) fn note_refused(&self, update: &proto::Update, rejection: &Rejection) {
+        self.status.note_rejection(&update.scope, update.to, rejection, clock::now_ms());
+        tracing::warn!(scope = update.scope, revision = update.to, %rejection, "refused an update");
+    }
+
     /// Waits until what serves now is on disk, or has failed to get there once. For an orderly end.
     pub fn flush(&self) {
         if let Some(keeper) = &self.keeper {
@@ -221,18 +230,16 @@ impl Store {
     }
 
     fn conclude(&self, update: &proto::Update, outcome: Result<Applied, Rejection>) -> Result<Applied, Rejection> {
-        let now_ms = clock::now_ms();
         match outcome {
             Ok(applied) => {
                 self.status.applied.fetch_add(1, Ordering::Relaxed);
-                self.status.note_convergence(update.committed_at_ms, now_ms);
+                self.status.note_convergence(update.committed_at_ms, clock::now_ms());
                 Ok(applied)
             }
             Err(mut rejection) => {
                 truncate(&mut rejection.detail, limits::MAX_DETAIL_BYTES);
                 truncate(&mut rejection.path, limits::MAX_DETAIL_BYTES);
-                self.status.note_rejection(&update.scope, update.to, &rejection, now_ms);
-                tracing::warn!(scope = update.scope, revision = update.to, %rejection, "refused an update");
+                self.note_refused(update, &rejection);
                 Err(rejection)
             }
         }
@@ -414,7 +421,7 @@ fn check_keys(snapshot: &Snapshot, scope: &Scope, delta: &ScopeDelta) -> Result<
         let key = <proto::ApiKey as prost::Message>::decode(body.clone()).ok();
         let hash = key.and_then(|key| <[u8; 32]>::try_from(key.hash.as_slice()).ok());
         let found = hash.and_then(|hash| snapshot.key(&hash));
-        if !found.is_some_and(|(key, _)| key.id.to_string() == resource.id) {
+        if found.is_none_or(|(key, _)| key.id.to_string() != resource.id) {
             return Err(Rejection {
                 code: NackCode::SelfTest,
                 path: format!("api_key/{}", resource.id),

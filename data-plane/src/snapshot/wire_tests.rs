@@ -226,11 +226,18 @@ async fn refusals_are_answered_and_full_state_heals() {
     assert_eq!(nack.code(), NackCode::HashMismatch);
     peer.answer(proto::Update { nonce: 5, ..full(&name, &second) }).await.expect("full state heals");
     assert_eq!(house.status().rejected.load(Ordering::Relaxed), 2);
+    // Chunks that do not belong together are refused as one.
+    let first_chunk = proto::Update { nonce: 6, last: false, ..full(&name, &second) };
+    peer.say(control_message::Message::Update(first_chunk)).await;
+    let other = proto::Update { nonce: 6, ..full(SHARED_SCOPE, &shared_scope(9)) };
+    let nack = peer.answer(other).await.expect_err("two updates in one");
+    assert_eq!((nack.code(), nack.held_revision), (NackCode::BadChecksum, 2));
+    assert_eq!(house.status().rejected.load(Ordering::Relaxed), 3);
     // A replayed nonce gets no answer; the next real one does.
     peer.say(control_message::Message::Update(proto::Update { nonce: 5, ..full(&name, &second) })).await;
     let third = workspace_scope(1, 3, 6, "B");
-    let ack = peer.answer(proto::Update { nonce: 6, ..delta(&name, &second, &third) }).await.expect("valid");
-    assert_eq!(ack.nonce, 6);
+    let ack = peer.answer(proto::Update { nonce: 7, ..delta(&name, &second, &third) }).await.expect("valid");
+    assert_eq!(ack.nonce, 7);
     assert_eq!(house.status().ignored.load(Ordering::Relaxed), 1);
 }
 

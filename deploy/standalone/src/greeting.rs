@@ -26,8 +26,8 @@ fn json(control: &Running, data: SocketAddr, node: SocketAddr) -> serde_json::Va
         "node_url": format!("http://{node}"),
     });
     if let (Some(first), Some(line)) = (&control.first_start, line.as_object_mut()) {
-        line.insert("admin_token".into(), json!(first.admin_token));
-        line.insert("api_key".into(), json!(first.api_key));
+        line.insert("admin_token".into(), json!(first.admin_token.expose_str()));
+        line.insert("api_key".into(), json!(first.api_key.expose_str()));
     }
     if let (Some(grpc), Some(line)) = (control.grpc_addr, line.as_object_mut()) {
         line.insert("grpc_url".into(), json!(format!("https://{grpc}")));
@@ -46,13 +46,15 @@ fn text(out: &mut impl Write, control: &Running, data: SocketAddr, node: SocketA
         writeln!(out, "  further nodes    https://{grpc}")?;
     }
     let Some(first) = &control.first_start else { return Ok(()) };
+    let (admin_token, api_key) = (first.admin_token.expose_str(), first.api_key.expose_str());
+    let (Some(admin_token), Some(api_key)) = (admin_token, api_key) else { return Ok(()) };
     writeln!(out)?;
     writeln!(out, "This is the first start. Both secrets are shown this once; only their hashes are kept.")?;
     writeln!(out)?;
-    writeln!(out, "  admin token      {}", first.admin_token)?;
-    writeln!(out, "  API key          {}", first.api_key)?;
+    writeln!(out, "  admin token      {admin_token}")?;
+    writeln!(out, "  API key          {api_key}")?;
     writeln!(out)?;
-    for (variable, provider) in &first.connected {
+    for (provider, variable) in &first.connected {
         writeln!(out, "  connected provider {provider} with the key found in {variable}")?;
     }
     if !first.connected.is_empty() {
@@ -61,7 +63,7 @@ fn text(out: &mut impl Write, control: &Running, data: SocketAddr, node: SocketA
     writeln!(out, "Try it (the sandbox echoes; it is no model):")?;
     writeln!(out)?;
     writeln!(out, "  curl http://{data}/v1/chat/completions \\")?;
-    writeln!(out, "    -H 'Authorization: Bearer {}' -H 'Content-Type: application/json' \\", first.api_key)?;
+    writeln!(out, "    -H 'Authorization: Bearer {api_key}' -H 'Content-Type: application/json' \\")?;
     writeln!(out, "    -d '{{\"model\":\"sandbox/echo\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'")?;
     writeln!(out)
 }

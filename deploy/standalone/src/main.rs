@@ -111,7 +111,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::from_arg_matches(&command.get_matches_from(given))?;
     let serve = match arguments.command {
         Some(Command::Openapi) => {
-            println!("{}", control_plane::rest::document());
+            println!("{:#}", control_plane::rest::document(&control_plane::rest::routes()));
             return Ok(());
         }
         Some(Command::Serve(serve)) => serve,
@@ -133,7 +133,7 @@ async fn run(serve: Serve) -> Result<()> {
 
     std::fs::create_dir_all(&serve.data_dir)
         .with_context(|| format!("creating the data folder {} (--data-dir)", serve.data_dir.display()))?;
-    let control = control_plane::start(control_config(&serve)).await?;
+    let mut control = control_plane::start(control_config(&serve)).await?;
     let (dialer, ends) = Dialer::in_process();
     control.serve_in_process(ends, OWN_NODE);
     let node = NodeConfig {

@@ -36,7 +36,7 @@ impl Backoff {
     pub fn after_failure(&mut self, random: u64) -> Duration {
         let window = self.base.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(self.cap);
         self.failures = self.failures.saturating_add(1);
-        let nanos = u128::from(random) * window.as_nanos() >> 64;
+        let nanos = (u128::from(random) * window.as_nanos()) >> 64;
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 

@@ -63,7 +63,10 @@ mod tests {
     #[test]
     fn threads_and_calls_differ() {
         let per_thread = || (0..100).map(|_| seed()).collect::<Vec<_>>();
-        let other = std::thread::spawn(per_thread).join().expect("the thread only draws numbers");
+        let other = crate::task::thread("other", per_thread)
+            .expect("threads exist")
+            .join()
+            .expect("the thread only draws numbers");
         let all: HashSet<u64> = per_thread().into_iter().chain(other).collect();
         assert_eq!(all.len(), 200);
         assert_ne!(bytes::<32>(), bytes::<32>());

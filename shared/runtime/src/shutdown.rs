@@ -62,7 +62,7 @@ mod tests {
     #[tokio::test]
     async fn every_clone_hears_it_before_and_after() {
         let (trigger, shutdown) = channel();
-        let waiting = tokio::spawn({
+        let waiting = crate::task::spawn("waiting", {
             let shutdown = shutdown.clone();
             async move { shutdown.asked().await }
         });

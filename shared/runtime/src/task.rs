@@ -10,6 +10,7 @@ use std::task::Poll;
 use tokio::task::JoinHandle;
 
 /// Spawns a future on the current tokio runtime.
+#[expect(clippy::disallowed_methods, reason = "this is what the others are to use instead")]
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,
@@ -18,6 +19,7 @@ where
 }
 
 /// Spawns a future that stays on this thread; for current-thread runtimes inside a `LocalSet`.
+#[expect(clippy::disallowed_methods, reason = "this is what the others are to use instead")]
 pub fn spawn_local<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
 where
     F: Future + 'static,
@@ -26,6 +28,7 @@ where
 }
 
 /// Runs `work` on tokio's pool for blocking calls.
+#[expect(clippy::disallowed_methods, reason = "this is what the others are to use instead")]
 pub fn spawn_blocking<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,

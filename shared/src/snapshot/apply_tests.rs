@@ -110,13 +110,14 @@ impl Node {
 
 #[test]
 fn rows_change_add_and_hide_what_the_catalogue_has() {
-    let whole = || proto::Provider::default();
+    let whole = proto::Provider::default;
     let only = |models: &[&str]| proto::Provider {
         models: Some(proto::ModelList { models: models.iter().map(|m| (*m).into()).collect() }),
         ..Default::default()
     };
     let catalog = [("a", 1), ("b", 2)];
-    let cases: Vec<(&str, proto::Provider, Vec<proto::Resource>, Vec<(&str, &str, u64)>)> = vec![
+    type Case = (&'static str, proto::Provider, Vec<proto::Resource>, Vec<(&'static str, &'static str, u64)>);
+    let cases: Vec<Case> = vec![
         ("the whole catalogue", whole(), vec![], vec![("a", "a", 1), ("b", "b", 2)]),
         ("some of it", only(&["b", "unknown"]), vec![], vec![("b", "b", 2)]),
         ("none of it", only(&[]), vec![], vec![]),

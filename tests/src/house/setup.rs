@@ -109,9 +109,9 @@ impl House {
         let mut rows = Vec::new();
         let mut after = String::new();
         loop {
-            let path = format!("/workspaces/default/usage?group_by={group_by}&limit=200{after}");
+            let path = format!("/workspaces/default/usage?group_by={group_by}&limit=10000{after}");
             let page = self.admin.get(&path).await?.good()?.json();
-            rows.extend(page["items"].as_array().cloned().unwrap_or_default());
+            rows.extend(page["data"].as_array().cloned().unwrap_or_default());
             match page["next"].as_str() {
                 Some(next) => after = format!("&after={next}"),
                 None => return Ok(rows),

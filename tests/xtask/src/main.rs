@@ -56,15 +56,12 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// Shows what a node would decide about one request, and why.
+    /// Shows what a node would decide about one request, and why, with every provider healthy.
     Explain {
-        /// As printed by a node's `/snapshot`.
+        /// JSON: kind to objects as REST lists them, at least `workspace` (see explain.rs).
         snapshot: PathBuf,
         /// The body of the request.
         request: PathBuf,
-        /// Arguments of `pointsman explain` after these two.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
     },
 }
 
@@ -83,6 +80,6 @@ fn main() -> Result<()> {
             cargo::run(&root, &["test", "--workspace", "--exclude", "tests"], &[("UPDATE_GOLDENS", "1")])
         }
         Command::Gen { check } => generate::run(&root, check),
-        Command::Explain { snapshot, request, arguments } => explain::run(&root, &snapshot, &request, &arguments),
+        Command::Explain { snapshot, request } => explain::run(&snapshot, &request),
     }
 }

@@ -10,7 +10,6 @@ use crate::db::Db;
 /// A database, and what has to be removed after the test.
 pub struct Database {
     pub db: Db,
-    pub url: String,
     name: String,
     folder: Option<PathBuf>,
     server: Option<sqlx::AnyPool>,
@@ -42,7 +41,7 @@ pub async fn sqlite() -> Database {
     std::fs::create_dir_all(&folder).expect("temp dir");
     let url = Db::sqlite_url(&folder);
     let db = Db::open(&url).await.expect("open SQLite");
-    Database { db, url, name, folder: Some(folder), server: None }
+    Database { db, name, folder: Some(folder), server: None }
 }
 
 /// A database on the server, unless none listens.
@@ -65,7 +64,7 @@ pub async fn postgres() -> Option<Database> {
     let (base, _) = server_url.rsplit_once('/').expect("the URL names a database");
     let url = format!("{base}/{name}");
     let db = Db::open(&url).await.expect("open PostgreSQL");
-    Some(Database { db, url, name, folder: None, server: Some(server) })
+    Some(Database { db, name, folder: None, server: Some(server) })
 }
 
 /// Both, as far as there.

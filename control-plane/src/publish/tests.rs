@@ -1,0 +1,466 @@
+//! A node by hand against the whole publishing side: database, compile task, board, stream, REST.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use http::uri::PathAndQuery;
+use prost::Message as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use runtime::rpc::Dialer;
+use runtime::tls::{CONTROL_PLANE_NAME, Identity};
+use shared::digest::StateHash;
+use shared::ids::NodeId;
+use shared::proto::{self, control_message::Message as Control, node_message::Message as FromNode};
+use shared::snapshot::{Change, Scope, ScopeDelta, Snapshot};
+
+use super::authority::Enrolment;
+use super::{compile_task, distribution, listener};
+use crate::app::App;
+use crate::testing::House;
+
+const NODE: NodeId = NodeId::from_u128(42);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn routes(app: &App) -> tonic::service::Routes {
+    let authority = app.publish.authority().expect("publishing was started").clone();
+    distribution(app, Enrolment::new(app.clone(), app.publish.clone(), authority))
+}
+
+/// A call without generated code: the client of the contract lives in the other plane.
+async fn call<Q, A>(channel: &Channel, path: &'static str, request: Q) -> Result<A, Status>
+where
+    Q: prost::Message + Send + Sync + 'static,
+    A: prost::Message + Default + Send + Sync + 'static,
+{
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let codec: ProstCodec<Q, A> = ProstCodec::default();
+    Ok(grpc.unary(Request::new(request), PathAndQuery::from_static(path), codec).await?.into_inner())
+}
+
+/// A node by hand: what it holds, and the snapshot it would serve from.
+struct Hand {
+    id: NodeId,
+    send: mpsc::Sender<proto::NodeMessage>,
+    receive: Streaming<proto::ControlMessage>,
+    scopes: std::collections::BTreeMap<String, Scope>,
+    snapshot: Snapshot,
+}
+
+impl Hand {
+    async fn open(channel: &Channel, hello: proto::Hello) -> Result<Self, Status> {
+        let (send, outbound) = mpsc::channel(8);
+        let id = hello.node_id.parse().unwrap_or(NODE);
+        send.send(proto::NodeMessage { message: Some(FromNode::Hello(hello)) }).await.expect("the receiver is here");
+        let mut grpc = tonic::client::Grpc::new(channel.clone());
+        grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        let codec: ProstCodec<proto::NodeMessage, proto::ControlMessage> = ProstCodec::default();
+        let path = PathAndQuery::from_static("/pointsman.v1.Distribution/Sync");
+        let receive = grpc.streaming(Request::new(ReceiverStream::new(outbound)), path, codec).await?.into_inner();
+        Ok(Self { id, send, receive, scopes: Default::default(), snapshot: Snapshot::default() })
+    }
+
+    async fn next(&mut self) -> Result<Control, Status> {
+        let message = tokio::time::timeout(PATIENCE, self.receive.message()).await.expect("an answer in time")?;
+        message.and_then(|m| m.message).ok_or_else(|| Status::cancelled("the stream ended"))
+    }
+
+    /// Takes the next update as a node does, without answering.
+    async fn take(&mut self) -> Result<proto::Update, Status> {
+        loop {
+            match self.next().await? {
+                Control::Update(update) => {
+                    assert!(update.last, "the test's scopes fit one chunk");
+                    self.apply(&update);
+                    return Ok(update);
+                }
+                Control::Heartbeat(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn apply(&mut self, update: &proto::Update) {
+        let previous = self.scopes.get(&update.scope).cloned().unwrap_or_default();
+        assert!(update.from == 0 || update.from == previous.revision(), "{update:?}");
+        let mut next = if update.from == 0 { Scope::default() } else { previous.clone() };
+        next.apply(&ScopeDelta { upserts: update.upserts.clone(), removals: update.removals.clone() }, update.to);
+        assert_eq!(StateHash::from_slice(&update.state_hash), Some(next.state_hash()));
+        let delta = previous.delta_to(&next);
+        let change = Change { scope: &update.scope, next: &next, previous: &previous, delta: &delta };
+        self.snapshot = self.snapshot.apply(&change).expect("what is published serves");
+        self.scopes.insert(update.scope.clone(), next);
+    }
+
+    async fn answer(&self, update: &proto::Update) {
+        let ack = proto::Ack {
+            nonce: update.nonce,
+            scope: update.scope.clone(),
+            revision: update.to,
+            state_hash: update.state_hash.clone(),
+            apply_us: 1,
+        };
+        self.send.send(proto::NodeMessage { message: Some(FromNode::Ack(ack)) }).await.expect("the stream is open");
+    }
+
+    async fn follow(&mut self) -> proto::Update {
+        let update = self.take().await.expect("an update");
+        self.answer(&update).await;
+        update
+    }
+}
+
+fn hello(id: NodeId) -> proto::Hello {
+    proto::Hello {
+        node_id: id.to_string(),
+        boot_id: vec![1; 16],
+        version: "0.1.0".into(),
+        schema_min: 1,
+        schema_max: 1,
+        display_name: "by hand".into(),
+        ..Default::default()
+    }
+}
+
+async fn in_process(app: &App) -> Channel {
+    let (dialer, ends) = Dialer::in_process();
+    tokio::spawn(listener::serve_in_process(app.clone(), routes(app), ends, NODE));
+    dialer.connect().await.expect("the in-process channel opens")
+}
+
+/// The only workspace after the first start.
+async fn workspace(house: &House) -> String {
+    house.call("GET", "/api/v1/workspaces", None).await.at("/data/0/id")
+}
+
+#[tokio::test]
+async fn a_change_reaches_a_node_and_is_seen_to() {
+    for house in House::each().await {
+        super::start(&house.app).await.expect("publishing starts");
+        let channel = in_process(&house.app).await;
+        let mut node = Hand::open(&channel, hello(NODE)).await.expect("the stream opens");
+        let Control::Welcome(welcome) = node.next().await.expect("a welcome") else { panic!("first a welcome") };
+        assert_eq!((welcome.lineage.as_slice(), welcome.scopes), (house.app.lineage.as_slice(), 2));
+        assert_eq!(node.follow().await.scope, "shared");
+        let ws = workspace(&house).await;
+        let first = node.follow().await;
+        assert_eq!((first.scope.as_str(), first.from), (ws.as_str(), 0));
+        assert!(node.snapshot.key_count() > 0, "the first key serves");
+
+        let path = format!("/api/v1/workspaces/{ws}/aliases");
+        let made = house.call("POST", &path, Some(json!({"name": "quick", "targets": ["sandbox/echo"]}))).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+        let id: Value = house.call("GET", &format!("/api/v1/workspaces/{ws}/audit"), None).await.json();
+        let line = id["data"].as_array().expect("lines").iter().find(|l| l["kind"] == "alias").expect("the change").clone();
+        let change = format!("/api/v1/changes/{}", line["change_id"].as_str().expect("an id"));
+
+        let update = node.take().await.expect("a delta");
+        assert_eq!((update.from, update.upserts.len(), update.upserts[0].kind.as_str()), (first.to, 1, "alias"));
+        let pending = house.call("GET", &change, None).await;
+        assert_eq!((pending.at("/serving"), pending.at("/nodes/0/state")), ("false".into(), "pending".into()));
+        let (answer, ()) = tokio::join!(house.call("GET", &format!("{change}?wait_ms=20000"), None), node.answer(&update));
+        assert_eq!(answer.at("/serving"), "true", "{}", answer.text);
+        assert_eq!(answer.at("/nodes/0/state"), "serving");
+
+        let shown = house.call("GET", &format!("/api/v1/nodes/{NODE}"), None).await;
+        assert_eq!((shown.at("/connected"), shown.at("/version")), ("true".into(), "0.1.0".into()));
+        assert_eq!(shown.at(&format!("/scopes/{ws}/revision")), update.to.to_string());
+        assert_eq!(shown.at(&format!("/scopes/{ws}/lag_ms")), "0");
+        assert!(house.app.metrics.page().contains("pointsman_config_convergence_seconds_count 3"));
+
+        let revoked = house.call("DELETE", &format!("/api/v1/nodes/{NODE}"), None).await;
+        assert_eq!((revoked.status, revoked.at("/revoked")), (StatusCode::OK, "true".into()));
+        let ended = loop {
+            match node.next().await {
+                Ok(_) => {}
+                Err(ended) => break ended,
+            }
+        };
+        assert_eq!(ended.code(), Code::PermissionDenied);
+        let again = Hand::open(&channel, hello(NODE)).await.map(|_| ()).expect_err("it is revoked");
+        assert_eq!(again.code(), Code::PermissionDenied);
+        house.close().await;
+    }
+}
+
+/// Writes into the database past every check, as a fault would.
+async fn poison(house: &House, scope: &str, kind: &str, id: &str, doc: &str) {
+    let mut tx = house.app.db.begin().await.expect("a transaction");
+    let (revision,): (i64,) =
+        sqlx::query_as("UPDATE scopes SET revision = revision + 1 WHERE scope = $1 RETURNING revision")
+            .bind(scope)
+            .fetch_one(&mut *tx)
+            .await
+            .expect("the scope exists");
+    sqlx::query("UPDATE objects SET doc = $1, revision = $2 WHERE scope = $3 AND kind = $4 AND id = $5")
+        .bind(doc)
+        .bind(revision)
+        .bind(scope)
+        .bind(kind)
+        .bind(id)
+        .execute(&mut *tx)
+        .await
+        .expect("the object exists");
+    tx.commit().await.expect("it commits");
+    house.app.wake();
+}
+
+#[tokio::test]
+async fn a_poisoned_object_is_named_and_keeps_serving_as_it_was() {
+    let house = House::sqlite().await;
+    let ws = workspace(&house).await;
+    let providers = house.call("GET", &format!("/api/v1/workspaces/{ws}/providers"), None).await;
+    let provider = providers.at("/data/0/id");
+    let mut compiler = compile_task::Compiler::new(house.app.clone());
+    assert!(!compiler.pass().await.expect("the database is there"));
+    let before = house.app.publish.board.get(&ws).expect("published");
+    poison(&house, &ws, "provider", &provider, "{ poison").await;
+    compiler.pass().await.expect("the database is there");
+    let after = house.app.publish.board.get(&ws).expect("published");
+    assert_eq!(after.revision(), before.revision() + 1);
+    assert_eq!(after.state_hash(), before.state_hash(), "the last good version stays in force");
+    let status = house.call("GET", &format!("/api/v1/workspaces/{ws}/status"), None).await;
+    assert_eq!((status.at("/quarantined/0/id"), status.at("/quarantined/0/code")), (provider.clone(), "invalid_json".into()));
+    assert_ne!(status.at("/quarantined/0/serving_revision"), "null");
+
+    let other = house.made("/api/v1/workspaces", json!({"key": "other"})).await;
+    compiler.pass().await.expect("the database is there");
+    assert!(house.app.publish.board.get(&other).is_some(), "everyone else converges");
+    assert_eq!(house.app.publish.status(&other).expect("compiled").quarantined, []);
+
+    // A poisoned workspace object, which has no other version that compiles: nothing newer is published.
+    sqlx::query("DELETE FROM object_history WHERE scope = $1 AND kind = 'workspace'")
+        .bind(&other)
+        .execute(house.app.db.pool())
+        .await
+        .expect("it deletes");
+    let held = house.app.publish.board.get(&other).expect("published").revision();
+    poison(&house, &other, "workspace", &other, "null").await;
+    compiler.pass().await.expect("the database is there");
+    assert_eq!(house.app.publish.board.get(&other).expect("published").revision(), held);
+    assert!(house.app.publish.status(&other).expect("compiled").held_back.is_some());
+    house.close().await;
+}
+
+#[tokio::test]
+async fn one_revision_is_one_content_across_restarts() {
+    let house = House::sqlite().await;
+    let ws = workspace(&house).await;
+    let mut first = compile_task::Compiler::new(house.app.clone());
+    first.pass().await.expect("the database is there");
+    let published = house.app.publish.board.get(&ws).expect("published");
+    // Another program compiled the same revision to something else.
+    sqlx::query("UPDATE published SET state_hash = 'other' WHERE scope = $1")
+        .bind(&ws)
+        .execute(house.app.db.pool())
+        .await
+        .expect("it updates");
+    let mut restarted = house.app.clone();
+    restarted.publish = Arc::new(super::Publish::new(&crate::metrics::Metrics::default()));
+    let mut second = compile_task::Compiler::new(restarted.clone());
+    assert!(second.pass().await.expect("the database is there"), "a new revision was made");
+    assert!(restarted.publish.board.get(&ws).is_none(), "the old number is not used for the new content");
+    second.pass().await.expect("the database is there");
+    let anew = restarted.publish.board.get(&ws).expect("published");
+    assert_eq!((anew.revision(), anew.state_hash()), (published.revision() + 1, published.state_hash()));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn sudden_shrinking_is_held_back_until_it_is_confirmed() {
+    let house = House::sqlite().await;
+    let ws = workspace(&house).await;
+    for n in 0..40 {
+        let body = json!({"name": format!("a{n}"), "targets": ["sandbox/echo"]});
+        house.made(&format!("/api/v1/workspaces/{ws}/aliases"), body).await;
+    }
+    let mut compiler = compile_task::Compiler::new(house.app.clone());
+    compiler.pass().await.expect("the database is there");
+    let before = house.app.publish.board.get(&ws).expect("published");
+    let mut tx = house.app.db.begin().await.expect("a transaction");
+    sqlx::query("UPDATE scopes SET revision = revision + 1 WHERE scope = $1").bind(&ws).execute(&mut *tx).await.expect("sql");
+    sqlx::query("UPDATE objects SET deleted = 1, revision = $1 WHERE scope = $2 AND kind = 'alias'")
+        .bind(i64::try_from(before.revision() + 1).expect("small"))
+        .bind(&ws)
+        .execute(&mut *tx)
+        .await
+        .expect("sql");
+    tx.commit().await.expect("it commits");
+    compiler.pass().await.expect("the database is there");
+    assert_eq!(house.app.publish.board.get(&ws).expect("published").revision(), before.revision());
+    let why = house.app.publish.status(&ws).expect("compiled").held_back.expect("held back");
+    assert!(why.contains("confirm"), "{why}");
+
+    // The confirmation comes with a change of its own.
+    let mut tx = house.app.db.begin().await.expect("a transaction");
+    sqlx::query("UPDATE scopes SET revision = revision + 1 WHERE scope = $1").bind(&ws).execute(&mut *tx).await.expect("sql");
+    sqlx::query("INSERT INTO outbox (scope, revision, change_id, committed_at_ms, force) VALUES ($1, $2, 'chg_force', 1, 1)")
+        .bind(&ws)
+        .bind(i64::try_from(before.revision() + 2).expect("small"))
+        .execute(&mut *tx)
+        .await
+        .expect("sql");
+    tx.commit().await.expect("it commits");
+    compiler.pass().await.expect("the database is there");
+    let after = house.app.publish.board.get(&ws).expect("published");
+    assert_eq!(after.revision(), before.revision() + 2);
+    assert!(after.offer(Some((before.revision(), before.state_hash()))).force, "nodes are told that it is confirmed");
+    house.close().await;
+}
+
+fn csr() -> (Vec<u8>, rcgen::KeyPair) {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+    let mut params = rcgen::CertificateParams::default();
+    // What it asks for is ignored.
+    params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://x/node/node_0".try_into().expect("ASCII"))];
+    (params.serialize_request(&key).expect("a request").der().to_vec(), key)
+}
+
+async fn dial(address: std::net::SocketAddr, identity: Option<Identity>, ca: &CertificateDer<'static>) -> Result<Channel, tonic::transport::Error> {
+    let config = Arc::new(runtime::tls::client(identity, ca.clone()).expect("good settings"));
+    let name = ServerName::try_from(CONTROL_PLANE_NAME).expect("a name");
+    Dialer::tls(&address.to_string(), name, move || config.clone()).connect().await
+}
+
+#[tokio::test]
+async fn joining_and_who_may_do_what_over_tls() {
+    let house = House::sqlite().await;
+    // Certificates are checked against the machine's clock.
+    let app = house.app.clone().with_clock(runtime::clock::now_ms);
+    super::start(&app).await.expect("publishing starts");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(listener::serve_tls(app.clone(), routes(&app), listener, vec!["cp.example".into()]));
+    let ca = app.publish.authority().expect("started").certificate().clone();
+
+    let other = House::sqlite().await;
+    super::start(&other.app.clone().with_clock(runtime::clock::now_ms)).await.expect("publishing starts");
+    let stranger = other.app.publish.authority().expect("started").certificate().clone();
+    assert!(dial(address, None, &stranger).await.is_err(), "a node does not talk to another authority's server");
+
+    let bare = dial(address, None, &ca).await.expect("joining needs no certificate");
+    let refused = Hand::open(&bare, hello(NODE)).await.map(|_| ()).expect_err("no certificate");
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let renew = proto::RenewRequest { csr_der: csr().0 };
+    let refused = call::<_, proto::Certificate>(&bare, "/pointsman.v1.Enrolment/Renew", renew).await.expect_err("no certificate");
+    assert_eq!(refused.code(), Code::Unauthenticated);
+
+    let body = json!({"labels": {"region": "eu"}, "expires_in_seconds": 60});
+    let mut tx = app.db.begin().await.expect("a transaction");
+    let authority = app.publish.authority().expect("started");
+    let labels = [("region".to_owned(), "eu".to_owned())].into();
+    let token = authority.make_token(&app, &mut tx, &labels, 60_000).await.expect("a token").text;
+    let expired = authority.make_token(&app, &mut tx, &labels, -1).await.expect("a token").text;
+    tx.commit().await.expect("it commits");
+    let over_rest = house.call("POST", "/api/v1/nodes/tokens", Some(body)).await;
+    assert_eq!(over_rest.status, StatusCode::CREATED, "{}", over_rest.text);
+    assert_eq!(over_rest.at("/token").split('.').nth(1).map(str::len), Some(64));
+
+    let (csr_der, key) = csr();
+    let join = |token: &str, csr_der: &[u8]| proto::JoinRequest {
+        token: token.into(),
+        csr_der: csr_der.to_vec(),
+        display_name: "one".into(),
+    };
+    const JOIN: &str = "/pointsman.v1.Enrolment/Join";
+    let damaged = call::<_, proto::Certificate>(&bare, JOIN, join(&token, &csr_der[1..])).await.expect_err("damaged");
+    assert_eq!(damaged.code(), Code::InvalidArgument);
+    let certificate: proto::Certificate = call(&bare, JOIN, join(&token, &csr_der)).await.expect("the node joins");
+    for bad in [token.as_str(), expired.as_str(), "pmj_x", ""] {
+        let refused = call::<_, proto::Certificate>(&bare, JOIN, join(bad, &csr_der)).await.expect_err("not valid");
+        assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, "the join token is not valid"));
+    }
+    assert_eq!(certificate.ca_der, ca.to_vec());
+
+    let identity = |certificate: &proto::Certificate, key: &rcgen::KeyPair| Identity {
+        chain: vec![CertificateDer::from(certificate.certificate_der.clone())],
+        key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+    };
+    let foreign = other.app.publish.authority().expect("started").issue(NODE, &csr_der, app.now_ms()).expect("issued");
+    let intruder = dial(address, Some(identity(&foreign, &key)), &ca).await;
+    let refused = match intruder {
+        // TLS 1.3 clients hear of a refused certificate only with the first answer.
+        Ok(channel) => Hand::open(&channel, hello(NODE)).await.map(|_| ()).is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "another authority's certificate is no certificate");
+
+    let channel = dial(address, Some(identity(&certificate, &key)), &ca).await.expect("the node connects");
+    let id: NodeId = certificate.node_id.parse().expect("a node id");
+    let mut liar = Hand::open(&channel, hello(NODE)).await.expect("the stream opens");
+    assert_eq!(liar.next().await.expect_err("another's id").code(), Code::InvalidArgument);
+    let mut node = Hand::open(&channel, hello(id)).await.expect("the stream opens");
+    assert!(matches!(node.next().await, Ok(Control::Welcome(_))));
+    assert_eq!(node.follow().await.scope, "shared");
+    assert_eq!(node.id, id);
+
+    let mut again = Hand::open(&channel, proto::Hello { boot_id: vec![2; 16], ..hello(id) }).await.expect("it opens");
+    assert!(matches!(again.next().await, Ok(Control::Welcome(_))));
+    let ended = loop {
+        match node.next().await {
+            Ok(_) => {}
+            Err(ended) => break ended,
+        }
+    };
+    assert_eq!(ended.code(), Code::Aborted, "the newer process wins");
+
+    let renewed: proto::Certificate =
+        call(&channel, "/pointsman.v1.Enrolment/Renew", proto::RenewRequest { csr_der: csr().0 }).await.expect("it renews");
+    assert_eq!(renewed.node_id, certificate.node_id);
+    let shown = house.call("GET", &format!("/api/v1/nodes/{id}"), None).await;
+    assert_eq!((shown.at("/labels/region"), shown.at("/display_name")), ("eu".into(), "by hand".into()));
+    house.call("DELETE", &format!("/api/v1/nodes/{id}"), None).await;
+    let refused = call::<_, proto::Certificate>(&channel, "/pointsman.v1.Enrolment/Renew", proto::RenewRequest { csr_der: csr().0 })
+        .await
+        .expect_err("it is revoked");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    other.close().await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn broken_streams_end_without_effect() {
+    let house = House::sqlite().await;
+    super::start(&house.app).await.expect("publishing starts");
+    let channel = in_process(&house.app).await;
+    let first = |message: Option<FromNode>| {
+        let channel = channel.clone();
+        async move {
+            let (send, outbound) = mpsc::channel(1);
+            send.send(proto::NodeMessage { message }).await.expect("the receiver is here");
+            let mut grpc = tonic::client::Grpc::new(channel);
+            grpc.ready().await.expect("the channel is open");
+            let codec: ProstCodec<proto::NodeMessage, proto::ControlMessage> = ProstCodec::default();
+            let path = PathAndQuery::from_static("/pointsman.v1.Distribution/Sync");
+            let mut stream = grpc.streaming(Request::new(ReceiverStream::new(outbound)), path, codec).await?.into_inner();
+            tokio::time::timeout(PATIENCE, stream.message()).await.expect("an answer in time").map(|_| ())
+        }
+    };
+    for message in [None, Some(FromNode::Heartbeat(proto::Heartbeat::default())), Some(FromNode::Ack(proto::Ack::default()))] {
+        assert_eq!(first(message).await.expect_err("no Hello").code(), Code::InvalidArgument);
+    }
+    let old = proto::Hello { schema_min: 7, schema_max: 9, ..hello(NODE) };
+    assert_eq!(first(Some(FromNode::Hello(old))).await.expect_err("no schema").code(), Code::FailedPrecondition);
+    assert_eq!(house.app.publish.fleet.connected_count(), 0);
+    let huge = proto::Nack { detail: "x".repeat(5 * 1024 * 1024), ..Default::default() };
+    assert!(huge.encoded_len() > shared::snapshot::limits::MAX_MESSAGE_BYTES);
+    let mut node = Hand::open(&channel, hello(NODE)).await.expect("the stream opens");
+    node.send.send(proto::NodeMessage { message: Some(FromNode::Nack(huge)) }).await.expect("the stream is open");
+    let ended = loop {
+        match node.next().await {
+            Ok(_) => {}
+            Err(ended) => break ended,
+        }
+    };
+    assert_eq!(ended.code(), Code::OutOfRange);
+    house.close().await;
+}
