@@ -7,9 +7,9 @@
 pub mod api;
 pub mod entries;
 pub mod ingest;
+mod period;
 pub mod prices;
 pub mod query;
-mod period;
 mod sql;
 
 pub use api::routes;

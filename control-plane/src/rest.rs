@@ -12,6 +12,8 @@ mod listener;
 mod openapi;
 mod outer;
 mod page;
+#[cfg(test)]
+mod tests;
 
 use axum::Router;
 use axum::handler::Handler;

@@ -95,7 +95,12 @@ impl Exchange {
     ///
     /// # Errors
     /// When usage cannot be written down: the request must be refused.
-    pub fn begin(worker: &Arc<Worker>, plan: Plan, asked: &Asked<'_>) -> Result<Self, Unwritable> {
+    pub fn begin(
+        worker: &Arc<Worker>,
+        plan: Plan,
+        asked: &Asked<'_>,
+        in_flight: InFlight,
+    ) -> Result<Self, Unwritable> {
         let mut record = proto::UsageRecord {
             request_id: asked.arrival.id.as_bytes().to_vec(),
             workspace_id: asked.workspace.id.to_string(),
@@ -126,7 +131,7 @@ impl Exchange {
             last_slot: None,
             trace: asked.trace.clone(),
             first_byte_us: 0,
-            _in_flight: worker.node.drain.enter(),
+            _in_flight: in_flight,
         })
     }
 

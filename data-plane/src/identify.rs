@@ -45,7 +45,8 @@ mod tests {
 
     #[test]
     fn which_key_a_request_carries() {
-        let cases: &[(&[(&str, &str)], Option<&str>)] = &[
+        type Case = (&'static [(&'static str, &'static str)], Option<&'static str>);
+        let cases: &[Case] = &[
             (&[("authorization", "Bearer k1")], Some("k1")),
             (&[("authorization", "bearer  k1")], Some("k1")),
             (&[("x-api-key", "k1")], Some("k1")),

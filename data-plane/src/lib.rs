@@ -11,6 +11,7 @@ mod drain;
 mod egress;
 mod exchange;
 mod execute;
+mod gather;
 mod headers;
 mod identify;
 pub mod identity;

@@ -84,7 +84,7 @@ async fn run(mut arguments: Arguments, options: &telemetry::Options) -> Result<(
         _ => println!("data-plane {} node {id}: requests on http://{data}, health and metrics on http://{admin}", env!("CARGO_PKG_VERSION")),
     }
     shutdown.asked().await;
-    tokio::task::spawn_blocking(move || running.join()).await?;
+    runtime::task::spawn_blocking("stop", move || running.join()).await?;
     telemetry.shutdown();
     Ok(())
 }

@@ -239,7 +239,9 @@ impl Background {
         for ending in [collecting, admin, syncing, reporting] {
             _ = ending.await;
         }
+        // What is written in the background is on disk before the process ends.
         drop(self.syncer);
+        self.node.store.flush();
     }
 }
 

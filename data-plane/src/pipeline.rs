@@ -65,7 +65,7 @@ pub async fn serve(
 /// An answer without what every answer has.
 enum Reply {
     Whole { status: StatusCode, headers: HeaderMap, body: Bytes },
-    Stream { headers: HeaderMap, relay: Relay },
+    Stream { headers: HeaderMap, relay: Box<Relay> },
 }
 
 /// A problem, and what is known of the route it took.
@@ -132,6 +132,8 @@ async fn call(
     if worker.node.drain.in_flight() >= worker.node.limits.requests_in_flight {
         return Err(Problem::too_busy().into());
     }
+    // From here on it holds memory and time: bodies that are being read count too.
+    let in_flight = worker.node.drain.enter();
     let (parts, body) = request.into_parts();
     read::check_headers(&parts.headers, body.size_hint().exact(), &worker.node.limits.body)?;
     let body = read::whole(body, &worker.node.limits.body).await?;
@@ -153,7 +155,7 @@ async fn call(
         prompt_tokens: head.prompt_tokens_estimate,
         trace: headers::trace(&parts.headers),
     };
-    let mut exchange = Exchange::begin(worker, plan, &asked).map_err(|_| Problem::journal_full())?;
+    let mut exchange = Exchange::begin(worker, plan, &asked, in_flight).map_err(|_| Problem::journal_full())?;
     let job = execute::Job { dialect: DIALECT, endpoint, head: &head, body: &body, trace: asked.trace.as_ref() };
     match execute::run(&mut exchange, &job).await {
         Ok(Answered::Whole { body, usage }) => {
@@ -167,7 +169,7 @@ async fn call(
             let mut headers = headers::event_stream();
             headers::routed(&mut headers, &exchange);
             exchange.commit();
-            Ok(Reply::Stream { headers, relay: Relay::new(exchange, source, DIALECT) })
+            Ok(Reply::Stream { headers, relay: Box::new(Relay::new(exchange, source, DIALECT)) })
         }
         Err(failed) => {
             let mut problem = Problem::from(&failed.failure);

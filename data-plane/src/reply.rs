@@ -29,8 +29,8 @@ impl ReplyBody {
     }
 
     /// A stream.
-    pub fn stream(relay: Relay, running: InRequest) -> Self {
-        Self { kind: Kind::Stream(Box::new(relay)), _running: running }
+    pub fn stream(relay: Box<Relay>, running: InRequest) -> Self {
+        Self { kind: Kind::Stream(relay), _running: running }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use runtime::rpc::Dialer;
-use runtime::shutdown;
+use runtime::{shutdown, task};
 use serde_json::{Value, json};
 use shared::ids::{ApiKeyId, CredentialId, ModelId, NodeId, ProjectId, ProviderId, WorkspaceId};
 use shared::proto;
@@ -81,7 +81,7 @@ impl TestNode {
     async fn stop(mut self) -> Vec<proto::UsageRecord> {
         self.trigger.fire();
         let running = self.running.take().expect("it runs");
-        tokio::task::spawn_blocking(move || running.join()).await.expect("it stops");
+        task::spawn_blocking("stop", move || running.join()).await.expect("it stops");
         let finals = finals_in(&self.folder);
         std::fs::remove_dir_all(&self.folder).expect("the folder is ours");
         finals
@@ -329,7 +329,7 @@ async fn a_draining_node_finishes_what_it_began() {
     let node = TestNode::start(None).await;
     let body = json!({"model": "sandbox/echo", "stream": true, "messages": [{"role": "user", "content": "[[pace:100]] a b c d e"}]});
     let (data, body) = (node.data, body.to_string());
-    let streaming = tokio::spawn(async move {
+    let streaming = task::spawn("caller", async move {
         let headers = format!("authorization: Bearer {KEY}\r\n");
         send_to(data, "POST", "/v1/chat/completions", &headers, &body).await
     });

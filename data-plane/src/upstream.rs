@@ -24,6 +24,7 @@ use shared::snapshot::{BaseUrl, Scheme};
 use tokio::time::{Instant, timeout_at};
 
 use crate::egress::Egress;
+use crate::gather::{Gather, TooLarge};
 pub use body::SliceBody;
 use connect::Connector;
 
@@ -201,37 +202,18 @@ pub fn broken(error: &hyper::Error) -> Failure {
 /// Reads a whole body, at most `limit` bytes.
 pub async fn read_whole(body: Incoming, limit: usize, until: Instant) -> Result<Bytes, Failure> {
     let mut body = body;
-    let mut first = Bytes::new();
-    let mut rest: Option<bytes::BytesMut> = None;
-    let hint = usize::try_from(http_body::Body::size_hint(&body).lower()).unwrap_or(usize::MAX);
-    let too_large = || Failure::new(FailureKind::BadReply, format!("the provider's answer is larger than {limit} bytes"));
-    if hint > limit {
-        return Err(too_large());
-    }
+    let too_large = |TooLarge| {
+        Failure::new(FailureKind::BadReply, format!("the provider's answer is larger than {limit} bytes"))
+    };
+    let mut gather = Gather::new(limit, http_body::Body::size_hint(&body).lower()).map_err(too_large)?;
     loop {
-        let frame = match timeout_at(until, next_data(&mut body)).await {
-            Ok(Some(Ok(data))) => data,
+        match timeout_at(until, next_data(&mut body)).await {
+            Ok(Some(Ok(piece))) => gather.push(piece).map_err(too_large)?,
             Ok(Some(Err(error))) => return Err(broken(&error)),
-            Ok(None) => break,
-            Err(_) => return Err(late(false, Deadline::FirstToken)),
-        };
-        let so_far = rest.as_ref().map_or(first.len(), bytes::BytesMut::len);
-        if so_far + frame.len() > limit {
-            return Err(too_large());
-        }
-        match &mut rest {
-            // Most answers arrive in one piece, which is then not copied.
-            None if first.is_empty() => first = frame,
-            None => {
-                let mut whole = bytes::BytesMut::with_capacity(hint.max(first.len() + frame.len()));
-                whole.extend_from_slice(&first);
-                whole.extend_from_slice(&frame);
-                rest = Some(whole);
-            }
-            Some(whole) => whole.extend_from_slice(&frame),
+            Ok(None) => return Ok(gather.finish()),
+            Err(_) => return Err(late(false, Deadline::Total)),
         }
     }
-    Ok(rest.map_or(first, bytes::BytesMut::freeze))
 }
 
 /// The next data frame; trailers are skipped.

@@ -264,6 +264,8 @@ pub struct Credential {
     pub name: Box<str>,
     /// The whole header value, prefix included, marked sensitive. `None`: nothing is sent.
     pub header: Option<http::HeaderValue>,
+    /// Length of the prefix in it.
+    prefix: usize,
     /// Share of new requests; 0 = only after the others.
     pub weight: u32,
     /// Not used for any request.
@@ -277,8 +279,7 @@ pub struct Credential {
 impl Credential {
     /// What it holds, without the header's prefix; to keep it out of messages.
     pub fn secret(&self) -> Option<&[u8]> {
-        let value = self.header.as_ref()?.as_bytes();
-        value.rsplit(|byte| *byte == b' ').next().filter(|secret| !secret.is_empty())
+        self.header.as_ref()?.as_bytes().get(self.prefix..).filter(|secret| !secret.is_empty())
     }
 }
 

@@ -7,6 +7,7 @@ use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Executor};
 use tests::house::Builder;
 use tests::require;
+use tokio::task::LocalSet;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_house_on_postgresql() {
@@ -18,7 +19,9 @@ async fn a_house_on_postgresql() {
     server.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("a database");
 
     let (base, _) = url.rsplit_once('/').expect("a URL with a database");
-    let outcome = tokio::spawn(through_the_house(format!("{base}/{name}"))).await;
+    // A task of its own, so that its panic does not leave the database behind.
+    let through = through_the_house(format!("{base}/{name}"));
+    let outcome = LocalSet::new().run_until(tokio::task::spawn_local(through)).await;
 
     let dropped = server.execute(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"))).await;
     outcome.expect("the house works on PostgreSQL");

@@ -106,7 +106,10 @@ impl Documents {
     }
 
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&str, &Document)> {
-        self.known.range((kind, Box::default())..).take_while(move |((k, _), _)| *k == kind).map(|((_, id), d)| (&**id, d))
+        self.known
+            .range((kind, Box::default())..)
+            .take_while(move |((k, _), _)| *k == kind)
+            .map(|((_, id), d)| (&**id, d))
     }
 
     fn holds(&self, kind: Kind, id: &str) -> bool {
@@ -198,7 +201,13 @@ pub fn lower(scope: &str, documents: &Documents, earlier: &Earlier<'_>, catalogu
     out
 }
 
-fn quarantined(kind: &str, id: &str, revision: u64, diagnostic: Diagnostic, serving_revision: Option<u64>) -> Quarantined {
+fn quarantined(
+    kind: &str,
+    id: &str,
+    revision: u64,
+    diagnostic: Diagnostic,
+    serving_revision: Option<u64>,
+) -> Quarantined {
     let Diagnostic { code, path, message } = diagnostic;
     Quarantined { kind: kind.into(), id: id.into(), revision, code, path, message, serving_revision }
 }

@@ -277,7 +277,8 @@ fn usage_row(question: &Question, sums: &Sums) -> UsageRow {
 fn tokens(classes: [i64; 8]) -> Value {
     let [input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, audio_input, audio_output] =
         classes.map(|count| u64::try_from(count).unwrap_or_default());
-    let all = Tokens { input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, audio_input, audio_output };
+    let all =
+        Tokens { input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, audio_input, audio_output };
     let mut object = json!(all);
     object["prompt"] = json!(all.prompt());
     object["produced"] = json!(all.produced());
@@ -297,7 +298,8 @@ async fn list(State(app): State<App>, tenant: Tenant, params: Params) -> Result<
             Some(place.ok_or_else(bad_cursor)?)
         }
     };
-    let filters = (0..).zip(RECORD_FILTERS).filter_map(|(place, (name, _))| Some((place, params.get(name)?.to_owned())));
+    let filters =
+        (0..).zip(RECORD_FILTERS).filter_map(|(place, (name, _))| Some((place, params.get(name)?.to_owned())));
     let search = Search {
         workspace: tenant.scope().to_owned(),
         from_ms: instant(&params, "from")?.unwrap_or(i64::MIN),
@@ -326,7 +328,14 @@ async fn get(
 
 fn view(r: Record) -> UsageRecord {
     let classes = [
-        r.input, r.cache_read, r.cache_write_5m, r.cache_write_1h, r.output, r.reasoning, r.audio_input, r.audio_output,
+        r.input,
+        r.cache_read,
+        r.cache_write_5m,
+        r.cache_write_1h,
+        r.output,
+        r.reasoning,
+        r.audio_input,
+        r.audio_output,
     ];
     UsageRecord {
         request_id: r.request_id,

@@ -28,8 +28,8 @@ use shared::proto::{self, usage_reply::Message};
 
 use self::decide::{Decision, Known, Offer};
 use self::metrics::Counters;
-pub use self::record::{Refused, outcome_name, status_class};
 use self::record::{Checked, Priced, check, price};
+pub use self::record::{Refused, outcome_name, status_class};
 use self::rows::Row;
 pub use self::stream::UsageService;
 use super::entries::{self, PostError};
@@ -127,10 +127,8 @@ impl Ingest {
         let journal = Journal::of(&node, &open.incarnation)?;
         let now = (self.clock)();
         let mut tx = self.db.begin().await?;
-        let (count,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM spools WHERE node_id = $1")
-            .bind(&node)
-            .fetch_one(&mut *tx)
-            .await?;
+        let (count,): (i64,) =
+            sqlx::query_as("SELECT COUNT(*) FROM spools WHERE node_id = $1").bind(&node).fetch_one(&mut *tx).await?;
         if count >= MAX_SPOOLS {
             return Err(IngestError::Malformed("this node has opened too many journals"));
         }
@@ -156,7 +154,12 @@ impl Ingest {
         }
         let chain = hash(&chain).ok_or(IngestError::Damaged("spools.chain"))?.to_vec();
         let (session, applied_seq) = (session as u64, applied_seq as u64);
-        Ok(reply(Message::Opened(proto::UsageOpened { incarnation: open.incarnation.clone(), session, applied_seq, chain })))
+        Ok(reply(Message::Opened(proto::UsageOpened {
+            incarnation: open.incarnation.clone(),
+            session,
+            applied_seq,
+            chain,
+        })))
     }
 
     /// Applies a batch and answers it; the answer is true once this returns.
@@ -173,7 +176,8 @@ impl Ingest {
         let journal = Journal::of(&node, &batch.incarnation)?;
         let now = (self.clock)();
         // Before the write lock is taken: it is the costly part that needs no database.
-        let checks: Vec<_> = (batch.first_seq..).zip(&batch.records).map(|(seq, bytes)| check(seq, bytes, now)).collect();
+        let checks: Vec<_> =
+            (batch.first_seq..).zip(&batch.records).map(|(seq, bytes)| check(seq, bytes, now)).collect();
         let mut tx = self.db.begin().await?;
         let Some(known) = self.mark(&mut tx, &journal).await? else {
             return Ok(rejected(batch.incarnation.clone(), "fenced", "open the journal first"));
@@ -187,7 +191,11 @@ impl Ingest {
         let decision = decide::decide(&known, &offer);
         let incarnation = batch.incarnation.clone();
         let accepted = |applied_seq, chain: Hash| {
-            reply(Message::Accepted(proto::UsageAccepted { incarnation: incarnation.clone(), applied_seq, chain: chain.to_vec() }))
+            reply(Message::Accepted(proto::UsageAccepted {
+                incarnation: incarnation.clone(),
+                applied_seq,
+                chain: chain.to_vec(),
+            }))
         };
         match decision {
             Decision::Apply { skip, applied_seq, chain } => {
@@ -218,7 +226,9 @@ impl Ingest {
                 Ok(rejected(incarnation, "chain_mismatch", "other records were applied under these numbers"))
             }
             Decision::Quarantined => Ok(rejected(incarnation, "chain_mismatch", "this journal was set aside")),
-            Decision::Malformed => Err(IngestError::Malformed("a batch needs records, a first_seq and 32 bytes of prev_hash")),
+            Decision::Malformed => {
+                Err(IngestError::Malformed("a batch needs records, a first_seq and 32 bytes of prev_hash"))
+            }
         }
     }
 
@@ -319,8 +329,13 @@ impl Ingest {
         Ok(found)
     }
 
-    async fn prices(&self, tx: &mut Tx, records: &[Checked]) -> Result<HashMap<String, Arc<proto::Price>>, IngestError> {
-        let ids: BTreeSet<&str> = records.iter().map(|c| c.record.price_id.as_str()).filter(|id| !id.is_empty()).collect();
+    async fn prices(
+        &self,
+        tx: &mut Tx,
+        records: &[Checked],
+    ) -> Result<HashMap<String, Arc<proto::Price>>, IngestError> {
+        let ids: BTreeSet<&str> =
+            records.iter().map(|c| c.record.price_id.as_str()).filter(|id| !id.is_empty()).collect();
         let (mut found, mut missing) = (HashMap::new(), Vec::new());
         {
             let cache = self.cache();
@@ -358,10 +373,6 @@ impl Ingest {
         for (seq, why) in refused {
             let place = usize::try_from(seq - batch.first_seq).unwrap_or(usize::MAX);
             let record = batch.records.get(place).map(|bytes| BASE64.encode(bytes)).unwrap_or_default();
-            tracing::error!(
-                node = journal.node, incarnation = journal.incarnation, seq, code = why.code, detail = why.detail,
-                "a usage record was refused and kept apart"
-            );
             sqlx::query(
                 "INSERT INTO usage_refused (node_id, incarnation, seq, code, detail, record, noted_at_ms) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -376,13 +387,27 @@ impl Ingest {
             .execute(&mut **tx)
             .await?;
         }
+        // One line per batch: a node must not be able to flood the log.
+        if let Some((seq, why)) = refused.first() {
+            tracing::error!(
+                node = journal.node,
+                incarnation = journal.incarnation,
+                seq,
+                code = why.code,
+                detail = why.detail,
+                records = refused.len(),
+                "usage records were refused and kept apart; the first of them is named"
+            );
+        }
         self.counters.refused.inc_by(refused.len() as u64);
         Ok(())
     }
 
     async fn quarantine(&self, tx: &mut Tx, journal: &Journal<'_>, code: &str, now: i64) -> Result<(), IngestError> {
         tracing::error!(
-            node = journal.node, incarnation = journal.incarnation, code,
+            node = journal.node,
+            incarnation = journal.incarnation,
+            code,
             "a usage journal was set aside: it was copied, or its node lost durable data"
         );
         self.counters.quarantined.inc();
@@ -396,9 +421,19 @@ impl Ingest {
         Ok(())
     }
 
-    async fn note_gap(&self, tx: &mut Tx, journal: &Journal<'_>, from: i64, to: i64, now: i64) -> Result<(), IngestError> {
+    async fn note_gap(
+        &self,
+        tx: &mut Tx,
+        journal: &Journal<'_>,
+        from: i64,
+        to: i64,
+        now: i64,
+    ) -> Result<(), IngestError> {
         tracing::error!(
-            node = journal.node, incarnation = journal.incarnation, from, to,
+            node = journal.node,
+            incarnation = journal.incarnation,
+            from,
+            to,
             "usage records are missing for ever: the node was told that they had been applied"
         );
         self.counters.gaps.inc();
@@ -449,7 +484,8 @@ async fn post(tx: &mut Tx, journal: &Journal<'_>, first: u64, applied: &[Row], n
     let mut sums: BTreeMap<(shared::ids::WorkspaceId, &str), i64> = BTreeMap::new();
     for row in applied.iter().filter(|row| row.priced.cost.0 != 0) {
         let sum = sums.entry((row.checked.workspace, row.checked.record.vendor.as_str())).or_default();
-        *sum = sum.checked_add(row.priced.cost.0).ok_or(IngestError::Damaged("a batch costs more than 64 bits hold"))?;
+        *sum =
+            sum.checked_add(row.priced.cost.0).ok_or(IngestError::Damaged("a batch costs more than 64 bits hold"))?;
     }
     let pairs: Vec<_> = sums
         .into_iter()

@@ -25,8 +25,21 @@ pub const NAMES: [(&str, &str); 13] = [
 
 /// What is summed, in the order of [`Sums`].
 const COUNTS: [&str; 15] = [
-    "requests", "errors", "estimated", "unpriced", "input", "cache_read", "cache_write_5m", "cache_write_1h", "output",
-    "reasoning", "audio_input", "audio_output", "cost_nanos", "total_us", "upstream_us",
+    "requests",
+    "errors",
+    "estimated",
+    "unpriced",
+    "input",
+    "cache_read",
+    "cache_write_5m",
+    "cache_write_1h",
+    "output",
+    "reasoning",
+    "audio_input",
+    "audio_output",
+    "cost_nanos",
+    "total_us",
+    "upstream_us",
 ];
 
 /// Length of a bucket.
@@ -148,7 +161,10 @@ pub async fn sums(db: &Db, question: &Question) -> Result<Vec<Sums>, sqlx::Error
 
 /// One request, as applied.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-#[expect(missing_docs, reason = "the columns of usage_records, documented in its migration and in proto/v1/usage.proto")]
+#[expect(
+    missing_docs,
+    reason = "the columns of usage_records, documented in its migration and in proto/v1/usage.proto"
+)]
 pub struct Record {
     pub request_id: String,
     pub node_id: String,

@@ -321,7 +321,8 @@ async fn revoke(
         .await?;
     if revoked.rows_affected() > 0 {
         let actor = Actor::token(principal.id);
-        record(&app, &mut tx, &actor, "delete", "node", &id, Some(&json!({ "display_name": row.display_name }))).await?;
+        record(&app, &mut tx, &actor, "delete", "node", &id, Some(&json!({ "display_name": row.display_name })))
+            .await?;
         row.revoked_at_ms = now_ms;
     }
     let reply = Reply::json(StatusCode::OK, &view(&app, &row))?;
@@ -335,7 +336,11 @@ async fn make_token(State(app): State<App>, principal: Principal, claim: Claim, 
     let new: NewJoinToken = body.parse()?;
     let seconds = new.expires_in_seconds.unwrap_or(TOKEN_LIFE_S.0);
     let invalid = |path: &str, message: String| {
-        ApiError::new(Code::InvalidDocument, "the fields in errors must be corrected").at(path, "invalid_value", message)
+        ApiError::new(Code::InvalidDocument, "the fields in errors must be corrected").at(
+            path,
+            "invalid_value",
+            message,
+        )
     };
     if !(1..=TOKEN_LIFE_S.1).contains(&seconds) {
         return Err(invalid("expires_in_seconds", format!("must be 1 to {}", TOKEN_LIFE_S.1)));
@@ -368,7 +373,11 @@ async fn change(
     let wait_ms = params.parsed::<u64>("wait_ms", &expected)?.unwrap_or_default();
     if wait_ms > MAX_WAIT_MS {
         let detail = format!("wait_ms: must be {expected}");
-        return Err(ApiError::new(Code::InvalidQuery, detail).at("wait_ms", "invalid_value", format!("must be {expected}")));
+        return Err(ApiError::new(Code::InvalidQuery, detail).at(
+            "wait_ms",
+            "invalid_value",
+            format!("must be {expected}"),
+        ));
     }
     let row: Option<(String, i64, i64)> =
         sqlx::query_as("SELECT scope, revision, committed_at_ms FROM outbox WHERE change_id = $1")
@@ -499,15 +508,18 @@ fn scopes(app: &App, state: &NodeState) -> BTreeMap<String, NodeScope> {
         let revision = serving.map(|s| s.revision).unwrap_or_default();
         let current = revision >= published.revision();
         let refused = state.refused.get(published.scope());
-        scopes.insert(name.clone(), NodeScope {
-            revision,
-            published_revision: published.revision(),
-            serving_since: serving.filter(|s| s.since_ms != 0).map(|s| rfc3339(s.since_ms)),
-            lag_ms: if current { 0 } else { now_ms.saturating_sub(published.committed_at_ms()).max(0) },
-            convergence_ms: serving.filter(|s| s.since_ms != 0).map(|s| s.lag_ms),
-            refusal: refused.map(|(refusal, at_ms)| refusal_view(refusal, *at_ms)),
-            quarantined: quarantined(app, &name),
-        });
+        scopes.insert(
+            name.clone(),
+            NodeScope {
+                revision,
+                published_revision: published.revision(),
+                serving_since: serving.filter(|s| s.since_ms != 0).map(|s| rfc3339(s.since_ms)),
+                lag_ms: if current { 0 } else { now_ms.saturating_sub(published.committed_at_ms()).max(0) },
+                convergence_ms: serving.filter(|s| s.since_ms != 0).map(|s| s.lag_ms),
+                refusal: refused.map(|(refusal, at_ms)| refusal_view(refusal, *at_ms)),
+                quarantined: quarantined(app, &name),
+            },
+        );
     }
     scopes
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
 };
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -178,10 +178,8 @@ impl Authority {
     pub fn server_config(&self, names: &[String], now_ms: i64) -> Result<ServerConfig, AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = leaf("control plane", now_ms, ExtendedKeyUsagePurpose::ServerAuth);
-        params.subject_alt_names = vec![
-            SanType::DnsName(CONTROL_PLANE_NAME.try_into()?),
-            SanType::IpAddress(IpAddr::from([127, 0, 0, 1])),
-        ];
+        params.subject_alt_names =
+            vec![SanType::DnsName(CONTROL_PLANE_NAME.try_into()?), SanType::IpAddress(IpAddr::from([127, 0, 0, 1]))];
         for name in names {
             params.subject_alt_names.push(match name.parse() {
                 Ok(address) => SanType::IpAddress(address),

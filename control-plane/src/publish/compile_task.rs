@@ -7,11 +7,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
 use compiler::lower::{Catalogue, Compiled, Documents, Quarantined, Version, Warning, lower};
+use runtime::clock::monotonic;
 use shared::proto;
 use shared::snapshot::{Change, SHARED_SCOPE, Scope, ScopeDelta, Snapshot, limits};
 
@@ -61,6 +62,8 @@ pub(super) struct Compiler {
     app: App,
     scopes: HashMap<String, Work>,
     catalogue: Arc<Catalogue>,
+    /// Counts catalogues: a scope that was compiled against another one is compiled again.
+    catalogues: u64,
     /// What a node would serve: every state is tried here before it is put up.
     snapshot: Snapshot,
     prices: HashSet<String>,
@@ -71,10 +74,21 @@ pub(super) struct Compiler {
 struct Work {
     documents: Documents,
     revision: u64,
+    /// Which catalogue it was compiled against.
+    catalogue: u64,
     /// Versions of quarantined objects: (kind, id) to (revision of the bad one, versions).
     earlier: HashMap<(String, String), (u64, Vec<Version>)>,
     compiled: Compiled,
-    anew_at: Option<Instant>,
+    /// This revision is known with another content: the scope needs a new one.
+    wants_anew: bool,
+    /// When it last got one from here, by the monotonic clock.
+    anew_at: Option<Duration>,
+}
+
+impl Work {
+    fn may_be_anew(&self) -> bool {
+        self.anew_at.is_none_or(|at| monotonic().saturating_sub(at) >= ANEW_EVERY)
+    }
 }
 
 impl Compiler {
@@ -83,6 +97,7 @@ impl Compiler {
             app,
             scopes: HashMap::new(),
             catalogue: Arc::default(),
+            catalogues: 0,
             snapshot: Snapshot::default(),
             prices: HashSet::new(),
         }
@@ -102,7 +117,9 @@ impl Compiler {
             }
             tokio::select! {
                 _ = changed.changed() => debounce(&mut changed).await,
-                Some((scope, revision)) = asked_anew.recv() => self.advance(&scope, revision).await,
+                Some((scope, revision)) = asked_anew.recv() => {
+                    self.advance(&scope, revision).await;
+                }
                 () = tokio::time::sleep(PERIOD) => {}
                 () = shutdown.asked() => return,
             }
@@ -114,17 +131,28 @@ impl Compiler {
         let rows = outbox::scopes(&self.app.db).await?;
         let (shared, workspaces): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.scope == SHARED_SCOPE);
         let mut again = false;
-        let mut catalogue_moved = false;
         for row in shared {
             let before = self.hash(&row.scope);
-            again |= self.reconcile(&row, false).await?;
-            catalogue_moved = self.hash(&row.scope) != before;
-        }
-        if catalogue_moved && let Some(published) = self.app.publish.board.get(SHARED_SCOPE) {
-            self.catalogue = Arc::new(Catalogue::of(published.state()));
+            again |= self.reconcile(&row).await?;
+            if self.hash(&row.scope) != before
+                && let Some(published) = self.app.publish.board.get(SHARED_SCOPE)
+            {
+                self.catalogue = Arc::new(Catalogue::of(published.state()));
+                self.catalogues += 1;
+            }
         }
         for row in workspaces {
-            again |= self.reconcile(&row, catalogue_moved).await?;
+            match self.reconcile(&row).await {
+                Ok(moved) => again |= moved,
+                Err(e @ (sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_))) => return Err(e),
+                // A row that cannot even be read harms its own workspace only.
+                Err(e) => {
+                    tracing::error!(scope = row.scope, error = %e, "a workspace cannot be compiled");
+                    let held_back = Some("its rows cannot be read from the database; the log says more".into());
+                    let status = ScopeStatus { revision: row.revision, held_back, ..ScopeStatus::default() };
+                    self.app.publish.set_status(&row.scope.as_str().into(), Some(status));
+                }
+            }
         }
         let board = &self.app.publish.board;
         board.complete();
@@ -139,38 +167,38 @@ impl Compiler {
         self.app.publish.board.get(scope).map(|p| p.state_hash())
     }
 
-    /// Brings one scope up to date. One that cannot be published harms no other.
-    async fn reconcile(&mut self, row: &ScopeRow, catalogue_moved: bool) -> Result<bool, sqlx::Error> {
+    /// Brings one scope up to date. True: it got a new revision, look again.
+    async fn reconcile(&mut self, row: &ScopeRow) -> Result<bool, sqlx::Error> {
         if row.deleted {
             self.remove(row).await?;
             return Ok(false);
         }
-        let known = self.scopes.get(&row.scope).map(|work| work.revision);
-        if known == Some(row.revision) && !catalogue_moved {
-            return Ok(false);
-        }
-        let started = Instant::now();
         let mut work = self.scopes.remove(&row.scope).unwrap_or_default();
-        let loaded = self.load(&row.scope, &mut work).await;
-        let outcome = match loaded {
-            Ok(true) => self.compile_and_publish(&row.scope, &mut work).await,
-            // Deleted a moment ago: the next pass sees it.
-            Ok(false) => Ok(false),
-            Err(e) => Err(e),
-        };
-        let advance = matches!(outcome, Ok(true)) && work.anew_at.is_none_or(|at| at.elapsed() >= ANEW_EVERY);
+        let of_shared = row.scope == SHARED_SCOPE;
+        let current = work.revision == row.revision && (of_shared || work.catalogue == self.catalogues);
+        if !current {
+            let started = monotonic();
+            let outcome = self.bring_up(&row.scope, &mut work).await;
+            self.app.publish.meters.compile.observe(monotonic().saturating_sub(started).as_secs_f64());
+            if let Err(e) = outcome {
+                // Half done: the next pass begins from the database again.
+                self.scopes.insert(row.scope.clone(), Work { anew_at: work.anew_at, ..Work::default() });
+                return Err(e);
+            }
+        }
+        let advance = work.wants_anew && work.may_be_anew();
         let revision = work.revision;
-        if outcome.is_err() {
-            // Half done: the next pass begins from the database again.
-            work = Work { anew_at: work.anew_at, ..Work::default() };
-        }
         self.scopes.insert(row.scope.clone(), work);
-        self.app.publish.meters.compile.observe(started.elapsed().as_secs_f64());
-        outcome?;
-        if advance {
-            self.advance(&row.scope, revision).await;
+        Ok(advance && self.advance(&row.scope, revision).await)
+    }
+
+    async fn bring_up(&mut self, scope: &str, work: &mut Work) -> Result<(), sqlx::Error> {
+        work.catalogue = self.catalogues;
+        // Otherwise it was deleted a moment ago, which the next pass sees.
+        if self.load(scope, work).await? {
+            work.wants_anew = self.compile_and_publish(scope, work).await?;
         }
-        Ok(advance)
+        Ok(())
     }
 
     /// False: the scope is gone.
@@ -231,8 +259,17 @@ impl Compiler {
             return Ok(true);
         }
         for q in &status.quarantined {
-            tracing::warn!(scope, kind = q.kind, id = q.id, revision = q.revision, code = q.code, path = q.path,
-                serving = q.serving_revision, "an object does not compile: {}", q.message);
+            tracing::warn!(
+                scope,
+                kind = q.kind,
+                id = q.id,
+                revision = q.revision,
+                code = q.code,
+                path = q.path,
+                serving = q.serving_revision,
+                "an object does not compile: {}",
+                q.message
+            );
         }
         self.snapshot = snapshot;
         self.app.publish.set_status(&name, Some(status));
@@ -340,16 +377,20 @@ impl Compiler {
         Ok(())
     }
 
-    /// Asks the database for a new revision of the scope.
-    async fn advance(&mut self, scope: &str, revision: u64) {
-        let recently = |work: &Work| work.anew_at.is_some_and(|at| at.elapsed() < ANEW_EVERY);
-        let Some(work) = self.scopes.get_mut(scope).filter(|work| !recently(work) && work.revision == revision) else {
-            return;
-        };
-        work.anew_at = Some(Instant::now());
+    /// Asks the database for a new revision of the scope; true when it has one.
+    async fn advance(&mut self, scope: &str, revision: u64) -> bool {
+        let may = |work: &&mut Work| work.may_be_anew() && work.revision == revision;
+        let Some(work) = self.scopes.get_mut(scope).filter(may) else { return false };
+        work.anew_at = Some(monotonic());
         match outbox::advance(&self.app, scope, revision).await {
-            Ok(moved) => tracing::info!(scope, revision, moved, "the scope gets a new revision"),
-            Err(e) => tracing::error!(scope, error = %e, "the scope cannot get a new revision"),
+            Ok(moved) => {
+                tracing::info!(scope, revision, moved, "the scope gets a new revision");
+                moved
+            }
+            Err(e) => {
+                tracing::error!(scope, error = %e, "the scope cannot get a new revision");
+                false
+            }
         }
     }
 }
@@ -385,8 +426,6 @@ fn next_state(previous: Option<&Published>, compiled: &Compiled, revision: u64) 
 }
 
 async fn debounce(changed: &mut watch::Receiver<u64>) {
-    let more = async {
-        while let Ok(Ok(())) = tokio::time::timeout(QUIET, changed.changed()).await {}
-    };
+    let more = async { while let Ok(Ok(())) = tokio::time::timeout(QUIET, changed.changed()).await {} };
     _ = tokio::time::timeout(LONGEST_DEBOUNCE, more).await;
 }

@@ -14,6 +14,9 @@ use super::published::ScopeName;
 use super::session::Refusal;
 use crate::db::Db;
 
+/// How long a node that went is kept in memory.
+const REMEMBER_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// Nodes by id, and the list of those that may not come back.
 #[derive(Debug)]
 pub struct Fleet {
@@ -108,6 +111,8 @@ impl Fleet {
         let (sender, kick) = watch::channel(None);
         let number = {
             let mut nodes = self.lock();
+            // Nodes come and go for ever; the database remembers those that went.
+            nodes.retain(|_, node| node.stream.is_some() || now_ms.saturating_sub(node.last_seen_ms) < REMEMBER_MS);
             let node = nodes.entry(id).or_default();
             if let Some(older) = node.kick.take() {
                 older.send_replace(Some(Kick::Superseded));

@@ -35,7 +35,11 @@ pub struct ScopeRow {
 pub async fn scopes(db: &Db) -> Result<Vec<ScopeRow>, sqlx::Error> {
     let rows: Vec<(String, i64, i64)> =
         sqlx::query_as("SELECT scope, revision, deleted FROM scopes ORDER BY scope").fetch_all(db.pool()).await?;
-    let row = |(scope, revision, deleted): (String, i64, i64)| ScopeRow { scope, revision: unsigned(revision), deleted: deleted != 0 };
+    let row = |(scope, revision, deleted): (String, i64, i64)| ScopeRow {
+        scope,
+        revision: unsigned(revision),
+        deleted: deleted != 0,
+    };
     Ok(rows.into_iter().map(row).collect())
 }
 
@@ -119,12 +123,13 @@ async fn secret(app: &App, scope: &str, kind: &str, id: &str, doc: &str) -> Resu
     }
     let version = serde_json::from_str::<Value>(doc).ok().and_then(|doc| doc.get("secret_version")?.as_i64());
     let Some(version) = version.filter(|v| *v != 0) else { return Ok(Secret::Absent) };
-    let sealed: Option<(String,)> = sqlx::query_as("SELECT sealed FROM secrets WHERE id = $1 AND version = $2 AND scope = $3")
-        .bind(id)
-        .bind(version)
-        .bind(scope)
-        .fetch_optional(app.db.pool())
-        .await?;
+    let sealed: Option<(String,)> =
+        sqlx::query_as("SELECT sealed FROM secrets WHERE id = $1 AND version = $2 AND scope = $3")
+            .bind(id)
+            .bind(version)
+            .bind(scope)
+            .fetch_optional(app.db.pool())
+            .await?;
     let Some((sealed,)) = sealed else { return Ok(Secret::Absent) };
     Ok(match app.vault.open(&Place { scope, id, version }, &sealed) {
         Ok(secret) => Secret::Opened(secret.expose().to_vec()),
@@ -151,7 +156,10 @@ pub async fn commit(db: &Db, scope: &str, revision: u64) -> Result<Commit, sqlx:
     .bind(signed(revision))
     .fetch_optional(db.pool())
     .await?;
-    Ok(Commit { at_ms: at.map(|r| r.0).unwrap_or_default(), forced_at: forced.map(|r| unsigned(r.0)).unwrap_or_default() })
+    Ok(Commit {
+        at_ms: at.map(|r| r.0).unwrap_or_default(),
+        forced_at: forced.map(|r| unsigned(r.0)).unwrap_or_default(),
+    })
 }
 
 /// What any replica last published of a scope.
@@ -233,7 +241,11 @@ pub async fn advance(app: &App, scope: &str, from: u64) -> Result<bool, sqlx::Er
 
 /// Records price rows that resources carry, so that usage can be rated by their ids for ever. `known`
 /// spares the database what it has.
-pub async fn record_prices(db: &Db, resources: &[proto::Resource], known: &mut HashSet<String>) -> Result<(), sqlx::Error> {
+pub async fn record_prices(
+    db: &Db,
+    resources: &[proto::Resource],
+    known: &mut HashSet<String>,
+) -> Result<(), sqlx::Error> {
     let prices: Vec<proto::Price> =
         resources.iter().flat_map(prices_of).filter(|price| !known.contains(&price.id)).collect();
     if prices.is_empty() {

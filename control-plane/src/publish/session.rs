@@ -396,7 +396,12 @@ impl Session {
 
     /// A workspace may have been refused only because the catalogue was behind it.
     fn retry_dangling(&mut self) {
-        let again: Vec<_> = self.refused.iter().filter(|(_, (_, code))| *code == NackCode::DanglingRef).map(|(s, _)| s.clone()).collect();
+        let again: Vec<_> = self
+            .refused
+            .iter()
+            .filter(|(_, (_, code))| *code == NackCode::DanglingRef)
+            .map(|(s, _)| s.clone())
+            .collect();
         for scope in again {
             self.refused.remove(&scope);
             self.dirty.insert(scope);
@@ -522,7 +527,10 @@ fn check_hello(hello: &proto::Hello, certified: NodeId) -> Result<(), Closing> {
         (matches!(hello.lineage.len(), 0 | 16), "lineage must be 16 bytes or empty"),
         (short(&hello.version) && short(&hello.display_name), "version or display_name is too long"),
         (hello.labels.len() <= MAX_LABELS && labels(hello), "too many or too long labels"),
-        (hello.held.len() <= MAX_HELD && hello.held.iter().all(|h| short(&h.scope)), "too many or too long held scopes"),
+        (
+            hello.held.len() <= MAX_HELD && hello.held.iter().all(|h| short(&h.scope)),
+            "too many or too long held scopes",
+        ),
         (hello.held.iter().all(|h| matches!(h.state_hash.len(), 0 | 32)), "a state hash must be 32 bytes"),
         (hello.schema_min <= hello.schema_max, "schema_min is above schema_max"),
     ];

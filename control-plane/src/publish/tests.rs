@@ -133,7 +133,7 @@ fn hello(id: NodeId) -> proto::Hello {
 
 async fn in_process(app: &App) -> Channel {
     let (dialer, ends) = Dialer::in_process();
-    tokio::spawn(listener::serve_in_process(app.clone(), routes(app), ends, NODE));
+    runtime::task::spawn("in-process", listener::serve_in_process(app.clone(), routes(app), ends, NODE));
     dialer.connect().await.expect("the in-process channel opens")
 }
 
@@ -160,14 +160,16 @@ async fn a_change_reaches_a_node_and_is_seen_to() {
         let made = house.call("POST", &path, Some(json!({"name": "quick", "targets": ["sandbox/echo"]}))).await;
         assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
         let id: Value = house.call("GET", &format!("/api/v1/workspaces/{ws}/audit"), None).await.json();
-        let line = id["data"].as_array().expect("lines").iter().find(|l| l["kind"] == "alias").expect("the change").clone();
+        let line =
+            id["data"].as_array().expect("lines").iter().find(|l| l["kind"] == "alias").expect("the change").clone();
         let change = format!("/api/v1/changes/{}", line["change_id"].as_str().expect("an id"));
 
         let update = node.take().await.expect("a delta");
         assert_eq!((update.from, update.upserts.len(), update.upserts[0].kind.as_str()), (first.to, 1, "alias"));
         let pending = house.call("GET", &change, None).await;
         assert_eq!((pending.at("/serving"), pending.at("/nodes/0/state")), ("false".into(), "pending".into()));
-        let (answer, ()) = tokio::join!(house.call("GET", &format!("{change}?wait_ms=20000"), None), node.answer(&update));
+        let waiting = format!("{change}?wait_ms=20000");
+        let (answer, ()) = tokio::join!(house.call("GET", &waiting, None), node.answer(&update));
         assert_eq!(answer.at("/serving"), "true", "{}", answer.text);
         assert_eq!(answer.at("/nodes/0/state"), "serving");
 
@@ -229,7 +231,10 @@ async fn a_poisoned_object_is_named_and_keeps_serving_as_it_was() {
     assert_eq!(after.revision(), before.revision() + 1);
     assert_eq!(after.state_hash(), before.state_hash(), "the last good version stays in force");
     let status = house.call("GET", &format!("/api/v1/workspaces/{ws}/status"), None).await;
-    assert_eq!((status.at("/quarantined/0/id"), status.at("/quarantined/0/code")), (provider.clone(), "invalid_json".into()));
+    assert_eq!(
+        (status.at("/quarantined/0/id"), status.at("/quarantined/0/code")),
+        (provider.clone(), "invalid_json".into())
+    );
     assert_ne!(status.at("/quarantined/0/serving_revision"), "null");
 
     let other = house.made("/api/v1/workspaces", json!({"key": "other"})).await;
@@ -248,6 +253,36 @@ async fn a_poisoned_object_is_named_and_keeps_serving_as_it_was() {
     compiler.pass().await.expect("the database is there");
     assert_eq!(house.app.publish.board.get(&other).expect("published").revision(), held);
     assert!(house.app.publish.status(&other).expect("compiled").held_back.is_some());
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_harms_its_own_workspace_only() {
+    // Only SQLite keeps bytes in a text column.
+    let house = House::sqlite().await;
+    let ws = workspace(&house).await;
+    let mut compiler = compile_task::Compiler::new(house.app.clone());
+    compiler.pass().await.expect("the database is there");
+    sqlx::query("UPDATE objects SET doc = CAST(x'ff00' AS BLOB), revision = revision + 1 WHERE scope = $1 AND kind = 'provider'")
+        .bind(&ws)
+        .execute(house.app.db.pool())
+        .await
+        .expect("sql");
+    sqlx::query("UPDATE scopes SET revision = revision + 100 WHERE scope = $1")
+        .bind(&ws)
+        .execute(house.app.db.pool())
+        .await
+        .expect("sql");
+    let zebra = house.made("/api/v1/workspaces", json!({"key": "zebra"})).await;
+    let mut after_restart = house.app.clone();
+    after_restart.publish = Arc::new(super::Publish::new(&crate::metrics::Metrics::default()));
+    for (app, published) in [(house.app.clone(), true), (after_restart, false)] {
+        let mut compiler = compile_task::Compiler::new(app.clone());
+        compiler.pass().await.expect("others are not held up");
+        assert!(app.publish.board.is_complete() && app.publish.board.get(&zebra).is_some());
+        assert_eq!(app.publish.board.get(&ws).is_some(), published, "what was published stays");
+        assert!(app.publish.status(&ws).expect("tried").held_back.is_some());
+    }
     house.close().await;
 }
 
@@ -287,7 +322,11 @@ async fn sudden_shrinking_is_held_back_until_it_is_confirmed() {
     compiler.pass().await.expect("the database is there");
     let before = house.app.publish.board.get(&ws).expect("published");
     let mut tx = house.app.db.begin().await.expect("a transaction");
-    sqlx::query("UPDATE scopes SET revision = revision + 1 WHERE scope = $1").bind(&ws).execute(&mut *tx).await.expect("sql");
+    sqlx::query("UPDATE scopes SET revision = revision + 1 WHERE scope = $1")
+        .bind(&ws)
+        .execute(&mut *tx)
+        .await
+        .expect("sql");
     sqlx::query("UPDATE objects SET deleted = 1, revision = $1 WHERE scope = $2 AND kind = 'alias'")
         .bind(i64::try_from(before.revision() + 1).expect("small"))
         .bind(&ws)
@@ -302,13 +341,19 @@ async fn sudden_shrinking_is_held_back_until_it_is_confirmed() {
 
     // The confirmation comes with a change of its own.
     let mut tx = house.app.db.begin().await.expect("a transaction");
-    sqlx::query("UPDATE scopes SET revision = revision + 1 WHERE scope = $1").bind(&ws).execute(&mut *tx).await.expect("sql");
-    sqlx::query("INSERT INTO outbox (scope, revision, change_id, committed_at_ms, force) VALUES ($1, $2, 'chg_force', 1, 1)")
+    sqlx::query("UPDATE scopes SET revision = revision + 1 WHERE scope = $1")
         .bind(&ws)
-        .bind(i64::try_from(before.revision() + 2).expect("small"))
         .execute(&mut *tx)
         .await
         .expect("sql");
+    sqlx::query(
+        "INSERT INTO outbox (scope, revision, change_id, committed_at_ms, force) VALUES ($1, $2, 'chg_force', 1, 1)",
+    )
+    .bind(&ws)
+    .bind(i64::try_from(before.revision() + 2).expect("small"))
+    .execute(&mut *tx)
+    .await
+    .expect("sql");
     tx.commit().await.expect("it commits");
     compiler.pass().await.expect("the database is there");
     let after = house.app.publish.board.get(&ws).expect("published");
@@ -325,7 +370,11 @@ fn csr() -> (Vec<u8>, rcgen::KeyPair) {
     (params.serialize_request(&key).expect("a request").der().to_vec(), key)
 }
 
-async fn dial(address: std::net::SocketAddr, identity: Option<Identity>, ca: &CertificateDer<'static>) -> Result<Channel, tonic::transport::Error> {
+async fn dial(
+    address: std::net::SocketAddr,
+    identity: Option<Identity>,
+    ca: &CertificateDer<'static>,
+) -> Result<Channel, tonic::transport::Error> {
     let config = Arc::new(runtime::tls::client(identity, ca.clone()).expect("good settings"));
     let name = ServerName::try_from(CONTROL_PLANE_NAME).expect("a name");
     Dialer::tls(&address.to_string(), name, move || config.clone()).connect().await
@@ -339,7 +388,7 @@ async fn joining_and_who_may_do_what_over_tls() {
     super::start(&app).await.expect("publishing starts");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    tokio::spawn(listener::serve_tls(app.clone(), routes(&app), listener, vec!["cp.example".into()]));
+    runtime::task::spawn("tls", listener::serve_tls(app.clone(), routes(&app), listener, vec!["cp.example".into()]));
     let ca = app.publish.authority().expect("started").certificate().clone();
 
     let other = House::sqlite().await;
@@ -351,7 +400,8 @@ async fn joining_and_who_may_do_what_over_tls() {
     let refused = Hand::open(&bare, hello(NODE)).await.map(|_| ()).expect_err("no certificate");
     assert_eq!(refused.code(), Code::Unauthenticated);
     let renew = proto::RenewRequest { csr_der: csr().0 };
-    let refused = call::<_, proto::Certificate>(&bare, "/pointsman.v1.Enrolment/Renew", renew).await.expect_err("no certificate");
+    let refused =
+        call::<_, proto::Certificate>(&bare, "/pointsman.v1.Enrolment/Renew", renew).await.expect_err("no certificate");
     assert_eq!(refused.code(), Code::Unauthenticated);
 
     let body = json!({"labels": {"region": "eu"}, "expires_in_seconds": 60});
@@ -414,14 +464,20 @@ async fn joining_and_who_may_do_what_over_tls() {
     assert_eq!(ended.code(), Code::Aborted, "the newer process wins");
 
     let renewed: proto::Certificate =
-        call(&channel, "/pointsman.v1.Enrolment/Renew", proto::RenewRequest { csr_der: csr().0 }).await.expect("it renews");
+        call(&channel, "/pointsman.v1.Enrolment/Renew", proto::RenewRequest { csr_der: csr().0 })
+            .await
+            .expect("it renews");
     assert_eq!(renewed.node_id, certificate.node_id);
     let shown = house.call("GET", &format!("/api/v1/nodes/{id}"), None).await;
     assert_eq!((shown.at("/labels/region"), shown.at("/display_name")), ("eu".into(), "by hand".into()));
     house.call("DELETE", &format!("/api/v1/nodes/{id}"), None).await;
-    let refused = call::<_, proto::Certificate>(&channel, "/pointsman.v1.Enrolment/Renew", proto::RenewRequest { csr_der: csr().0 })
-        .await
-        .expect_err("it is revoked");
+    let refused = call::<_, proto::Certificate>(
+        &channel,
+        "/pointsman.v1.Enrolment/Renew",
+        proto::RenewRequest { csr_der: csr().0 },
+    )
+    .await
+    .expect_err("it is revoked");
     assert_eq!(refused.code(), Code::PermissionDenied);
     other.close().await;
     house.close().await;
@@ -441,11 +497,14 @@ async fn broken_streams_end_without_effect() {
             grpc.ready().await.expect("the channel is open");
             let codec: ProstCodec<proto::NodeMessage, proto::ControlMessage> = ProstCodec::default();
             let path = PathAndQuery::from_static("/pointsman.v1.Distribution/Sync");
-            let mut stream = grpc.streaming(Request::new(ReceiverStream::new(outbound)), path, codec).await?.into_inner();
+            let mut stream =
+                grpc.streaming(Request::new(ReceiverStream::new(outbound)), path, codec).await?.into_inner();
             tokio::time::timeout(PATIENCE, stream.message()).await.expect("an answer in time").map(|_| ())
         }
     };
-    for message in [None, Some(FromNode::Heartbeat(proto::Heartbeat::default())), Some(FromNode::Ack(proto::Ack::default()))] {
+    for message in
+        [None, Some(FromNode::Heartbeat(proto::Heartbeat::default())), Some(FromNode::Ack(proto::Ack::default()))]
+    {
         assert_eq!(first(message).await.expect_err("no Hello").code(), Code::InvalidArgument);
     }
     let old = proto::Hello { schema_min: 7, schema_max: 9, ..hello(NODE) };

@@ -131,7 +131,6 @@ async fn create(
 
 /// A workspace that is being made. Its project came last, so its change covers both.
 pub(super) struct MadeWorkspace {
-    pub tenant: Tenant,
     pub workspace: Changed,
     pub project: Changed,
 }
@@ -158,7 +157,7 @@ pub(super) async fn begin(
     let workspace = writing.create(Workspaces::KIND, tenant.scope(), naming, &doc).await?;
     let default = Map::from_iter([("key".to_owned(), json!(DEFAULT)), ("display_name".to_owned(), json!("Default"))]);
     let project = make::<Projects>(&mut writing, default).await?.changed;
-    Ok((writing, MadeWorkspace { tenant, workspace, project }))
+    Ok((writing, MadeWorkspace { workspace, project }))
 }
 
 async fn remove(

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout_at};
 
 use super::render::Problem;
+use crate::gather::{Gather, TooLarge};
 use crate::upstream::next_data;
 
 /// Bounds of a body.
@@ -40,40 +41,25 @@ pub fn check_headers(headers: &HeaderMap, declared: Option<u64>, limits: &BodyLi
     Ok(())
 }
 
-/// Reads it. One that arrives in one piece is not copied.
+/// Reads it.
 pub async fn whole(body: Incoming, limits: &BodyLimits) -> Result<Bytes, Problem> {
     let mut body = body;
-    let hint = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX).min(limits.size);
+    let mut gather = Gather::new(limits.size, body.size_hint().lower()).map_err(|TooLarge| too_large(limits))?;
     let deadline = Instant::now() + limits.total;
-    let mut first = Bytes::new();
-    let mut rest: Option<BytesMut> = None;
     while !body.is_end_stream() {
         let until = deadline.min(Instant::now() + limits.idle);
-        let piece = match timeout_at(until, next_data(&mut body)).await {
-            Ok(Some(Ok(piece))) => piece,
-            Ok(Some(Err(error))) => return Err(unreadable(&error)),
+        match timeout_at(until, next_data(&mut body)).await {
+            Ok(Some(Ok(piece))) => gather.push(piece).map_err(|TooLarge| too_large(limits))?,
+            // Broken chunking, or the caller left: nobody may read this.
+            Ok(Some(Err(_))) => return Err(Problem::bad_http("The request body could not be read.")),
             Ok(None) => break,
             Err(_) => {
                 let message = "The request body did not arrive in time.";
                 return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message).closing());
             }
-        };
-        let so_far = rest.as_ref().map_or(first.len(), BytesMut::len);
-        if so_far + piece.len() > limits.size {
-            return Err(too_large(limits));
-        }
-        match &mut rest {
-            None if first.is_empty() => first = piece,
-            None => {
-                let mut buffer = BytesMut::with_capacity(hint.max(first.len() + piece.len()));
-                buffer.extend_from_slice(&first);
-                buffer.extend_from_slice(&piece);
-                rest = Some(buffer);
-            }
-            Some(buffer) => buffer.extend_from_slice(&piece),
         }
     }
-    Ok(rest.map_or(first, BytesMut::freeze))
+    Ok(gather.finish())
 }
 
 fn is_json(value: &[u8]) -> bool {
@@ -88,10 +74,4 @@ fn is_json(value: &[u8]) -> bool {
 fn too_large(limits: &BodyLimits) -> Problem {
     let message = format!("The request body is larger than {} bytes.", limits.size);
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message).closing()
-}
-
-fn unreadable(error: &hyper::Error) -> Problem {
-    let mut problem = Problem::bad_http("The request body could not be read.");
-    problem.gone = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
-    problem
 }

@@ -28,8 +28,6 @@ pub struct Problem {
     pub allow: Option<&'static [Method]>,
     /// The connection cannot be used again.
     pub close: bool,
-    /// The caller has left; nobody will read this.
-    pub gone: bool,
     /// The provider's own error body, to be sent instead of ours.
     pub body: Option<Bytes>,
 }
@@ -54,7 +52,6 @@ impl Problem {
             retry_after_ms: None,
             allow: None,
             close: false,
-            gone: false,
             body: None,
         }
     }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use runtime::task;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -28,9 +29,9 @@ impl Upstream {
         let address = listener.local_addr().expect("it is bound");
         let state = Arc::<Mutex<State>>::default();
         let shared = state.clone();
-        tokio::spawn(async move {
+        task::spawn("upstream", async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, shared.clone()));
+                task::spawn("upstream connection", serve(stream, shared.clone()));
             }
         });
         Self { address, state }

@@ -42,7 +42,14 @@ impl Meter {
         record.status = 499;
         record.outcome = Outcome::Cancelled.into();
         let now = clock::monotonic();
-        Ok(Self { journal: journal.clone(), record, started: now, last_checkpoint: now, bytes_since: 0, settled: false })
+        Ok(Self {
+            journal: journal.clone(),
+            record,
+            started: now,
+            last_checkpoint: now,
+            bytes_since: 0,
+            settled: false,
+        })
     }
 
     /// What will be settled, as far as known.
@@ -119,11 +126,24 @@ impl Drop for Meter {
 /// Cuts every text at [`MAX_TEXT`] bytes, on a character's border.
 fn clip_texts(record: &mut proto::UsageRecord) {
     let texts = [
-        &mut record.workspace_id, &mut record.project_id, &mut record.api_key_id, &mut record.identity,
-        &mut record.endpoint, &mut record.requested_model, &mut record.provider_id, &mut record.provider,
-        &mut record.vendor, &mut record.model, &mut record.credential_id, &mut record.credential_owner,
-        &mut record.router, &mut record.policy, &mut record.code, &mut record.price_id,
-        &mut record.service_tier, &mut record.region,
+        &mut record.workspace_id,
+        &mut record.project_id,
+        &mut record.api_key_id,
+        &mut record.identity,
+        &mut record.endpoint,
+        &mut record.requested_model,
+        &mut record.provider_id,
+        &mut record.provider,
+        &mut record.vendor,
+        &mut record.model,
+        &mut record.credential_id,
+        &mut record.credential_owner,
+        &mut record.router,
+        &mut record.policy,
+        &mut record.code,
+        &mut record.price_id,
+        &mut record.service_tier,
+        &mut record.region,
     ];
     for text in texts {
         if text.len() > MAX_TEXT {

@@ -163,9 +163,9 @@ async fn run(serve: Serve) -> Result<()> {
     shutdown.asked().await;
     // The node first: what it drains still goes to the ledger.
     stop_node.fire();
-    tokio::task::spawn_blocking(move || node.join()).await?;
+    runtime::task::spawn_blocking("stop", move || node.join()).await?;
     control.stop().await;
-    tokio::task::spawn_blocking(move || telemetry.shutdown()).await?;
+    runtime::task::spawn_blocking("telemetry", move || telemetry.shutdown()).await?;
     Ok(())
 }
 

@@ -422,6 +422,7 @@ fn credential(message: &proto::Credential, vendor: &Vendor, at: &At<'_>) -> Resu
         id: at.id("id", &message.id)?,
         name: message.name.as_str().into(),
         header,
+        prefix: vendor.auth_prefix.len(),
         weight: message.weight,
         disabled: message.disabled,
         owner: message.owner.as_str().into(),

@@ -100,8 +100,12 @@ impl<'a> Linked<'a> {
     pub(super) fn warnings(&self) -> Vec<Warning> {
         let slugs: HashSet<&str> = self.slugs.iter().map(String::as_str).collect();
         let problem = |target: &str| match target.split_once('/') {
-            _ if self.aliases.contains_key(target) => Some(format!("{target:?} is an alias; an alias cannot lead to another")),
-            Some((slug, _)) if !slugs.contains(slug) && !target.contains('@') && slug != "router" && slug != "policy" => {
+            _ if self.aliases.contains_key(target) => {
+                Some(format!("{target:?} is an alias; an alias cannot lead to another"))
+            }
+            Some((slug, _))
+                if !slugs.contains(slug) && !target.contains('@') && slug != "router" && slug != "policy" =>
+            {
                 Some(format!("{target:?} names the provider {slug:?}, which is not in force here"))
             }
             Some(_) | None => None,

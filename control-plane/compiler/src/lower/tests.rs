@@ -91,8 +91,12 @@ fn workspace_rows() -> Vec<Row> {
         row("provider", prv(2), json!({"vendor": "azure", "slug": "eu", "parameters": {"resource": "acme-eu"}})),
         row("provider", prv(3), json!({"vendor": "vllm", "slug": "local", "base_url": "http://10.0.0.1:8000/v1/"})),
         ("credential", cred(1), credential, secret),
-        row("model", mdl(1), json!({"provider_id": prv(3), "name": "tuned", "private": true, "type": "chat",
-            "prices": [{"input": "0.1", "output": "0.2"}]})),
+        row(
+            "model",
+            mdl(1),
+            json!({"provider_id": prv(3), "name": "tuned", "private": true, "type": "chat",
+            "prices": [{"input": "0.1", "output": "0.2"}]}),
+        ),
         row("model", mdl(2), json!({"provider_id": prv(1), "name": "gpt-4o", "disabled": true})),
         row("alias", als(1), json!({"name": "fast", "targets": ["openai/gpt-4o"]})),
         row("api_key", key(1), json!({"name": "one", "hash": hash(1), "addresses": ["10.0.0.0/8"]})),
@@ -185,15 +189,18 @@ fn cases() -> Vec<Case> {
     let provider = |doc: Value| vec![row("provider", prv(3), doc)];
     let key_doc = |doc: Value| vec![row("api_key", key(3), doc)];
     let price = |price: Value| {
-        vec![row("model", mdl(3), json!({"provider_id": prv(3), "name": "p", "private": true, "type": "chat", "prices": [price]}))]
+        vec![row(
+            "model",
+            mdl(3),
+            json!({"provider_id": prv(3), "name": "p", "private": true, "type": "chat", "prices": [price]}),
+        )]
     };
     let lost = vec![
         ("provider", prv(3), "unknown_reference", "vendor"),
         ("model", mdl(1), "quarantined_reference", "provider_id"),
     ];
-    let local = |code, path| {
-        vec![("provider", prv(3), code, path), ("model", mdl(1), "quarantined_reference", "provider_id")]
-    };
+    let local =
+        |code, path| vec![("provider", prv(3), code, path), ("model", mdl(1), "quarantined_reference", "provider_id")];
     let one = |kind, id: String, code, path| vec![(kind, id, code, path)];
     let secret = |secret: Secret| {
         let doc = json!({"provider_id": prv(1), "name": "x", "secret_version": 2}).to_string();
@@ -201,47 +208,187 @@ fn cases() -> Vec<Case> {
     };
     let nobody = prv(99);
     vec![
-        Case { name: "not JSON", rows: vec![("alias", als(2), "{".into(), Secret::Absent)], expected: one("alias", als(2), "invalid_json", "") },
-        Case { name: "not a document", rows: vec![row("alias", als(2), json!({"nam": 1}))], expected: one("alias", als(2), "invalid_document", "") },
-        Case { name: "unknown kind", rows: vec![row("gadget", "g", json!({}))], expected: one("gadget", "g".into(), "unknown_kind", "") },
-        Case { name: "kind of the shared scope", rows: vec![shared_rows().remove(0)], expected: one("vendor", "openai".into(), "unknown_kind", "") },
+        Case {
+            name: "not JSON",
+            rows: vec![("alias", als(2), "{".into(), Secret::Absent)],
+            expected: one("alias", als(2), "invalid_json", ""),
+        },
+        Case {
+            name: "not a document",
+            rows: vec![row("alias", als(2), json!({"nam": 1}))],
+            expected: one("alias", als(2), "invalid_document", ""),
+        },
+        Case {
+            name: "unknown kind",
+            rows: vec![row("gadget", "g", json!({}))],
+            expected: one("gadget", "g".into(), "unknown_kind", ""),
+        },
+        Case {
+            name: "kind of the shared scope",
+            rows: vec![shared_rows().remove(0)],
+            expected: one("vendor", "openai".into(), "unknown_kind", ""),
+        },
         Case { name: "unknown vendor", rows: provider(json!({"vendor": "nobody"})), expected: lost },
-        Case { name: "no URL", rows: provider(json!({"vendor": "vllm", "slug": "local"})), expected: local("required", "base_url") },
-        Case { name: "bad URL", rows: provider(json!({"vendor": "vllm", "base_url": "ftp://x"})), expected: local("invalid_value", "base_url") },
-        Case { name: "URL with a password", rows: provider(json!({"vendor": "vllm", "base_url": "http://u:p@x"})), expected: local("invalid_value", "base_url") },
-        Case { name: "missing parameter", rows: provider(json!({"vendor": "azure", "slug": "b"})), expected: local("required", "parameters.resource") },
-        Case { name: "hostile parameter", rows: provider(json!({"vendor": "azure", "slug": "b", "parameters": {"resource": "evil.com/"}})), expected: local("invalid_value", "parameters.resource") },
-        Case { name: "slug taken", rows: provider(json!({"vendor": "vllm", "slug": "openai", "base_url": "http://x"})), expected: local("name_taken", "slug") },
-        Case { name: "slash in the slug", rows: provider(json!({"vendor": "vllm", "slug": "a/b", "base_url": "http://x"})), expected: local("invalid_value", "slug") },
-        Case { name: "endless timeout", rows: provider(json!({"vendor": "vllm", "base_url": "http://x", "timeouts": {"idle_ms": 86_400_001}})), expected: local("invalid_value", "timeouts.idle_ms") },
-        Case { name: "id of another kind", rows: vec![row("provider", key(9), json!({"vendor": "openai", "slug": "z"}))], expected: one("provider", key(9), "invalid_value", "id") },
-        Case { name: "secret lost", rows: secret(Secret::Absent), expected: one("credential", cred(2), "secret_missing", "secret") },
-        Case { name: "secret sealed by another key", rows: secret(Secret::Unreadable), expected: one("credential", cred(2), "secret_unreadable", "secret") },
-        Case { name: "secret with a line break", rows: secret(Secret::Opened(b"a\nb".to_vec())), expected: one("credential", cred(2), "invalid_value", "secret") },
-        Case { name: "no secret where one is needed", rows: vec![row("credential", cred(2), json!({"provider_id": prv(1), "name": "x"}))], expected: one("credential", cred(2), "required", "secret") },
-        Case { name: "dangling provider", rows: vec![row("credential", cred(2), json!({"provider_id": nobody, "name": "x"}))], expected: one("credential", cred(2), "unknown_reference", "provider_id") },
-        Case { name: "model not in the catalogue", rows: vec![row("model", mdl(3), json!({"provider_id": prv(1), "name": "gpt-9"}))], expected: one("model", mdl(3), "unknown_reference", "name") },
-        Case { name: "private model without a type", rows: vec![row("model", mdl(3), json!({"provider_id": prv(1), "name": "x", "private": true}))], expected: one("model", mdl(3), "required", "type") },
-        Case { name: "model name taken", rows: vec![row("model", mdl(3), json!({"provider_id": prv(1), "name": "gpt-4o"}))], expected: one("model", mdl(3), "name_taken", "name") },
-        Case { name: "negative price", rows: price(json!({"input": "-1", "output": "1"})), expected: one("model", mdl(3), "bad_price", "prices[0].input") },
-        Case { name: "price too fine", rows: price(json!({"input": "1", "output": "0.0000000001"})), expected: one("model", mdl(3), "bad_price", "prices[0].output") },
-        Case { name: "price no number", rows: price(json!({"input": "1", "output": "1", "reasoning": "1e3"})), expected: one("model", mdl(3), "bad_price", "prices[0].reasoning") },
-        Case { name: "alias of nothing", rows: vec![row("alias", als(2), json!({"name": "x", "targets": []}))], expected: one("alias", als(2), "invalid_value", "targets") },
-        Case { name: "alias of itself", rows: vec![row("alias", als(2), json!({"name": "x", "targets": ["x"]}))], expected: one("alias", als(2), "invalid_value", "targets[0]") },
-        Case { name: "alias with a slash", rows: vec![row("alias", als(2), json!({"name": "a/b", "targets": ["x"]}))], expected: one("alias", als(2), "invalid_value", "name") },
-        Case { name: "alias name taken", rows: vec![row("alias", als(2), json!({"name": "fast", "targets": ["x"]}))], expected: one("alias", als(2), "name_taken", "name") },
-        Case { name: "hash too short", rows: key_doc(json!({"name": "k", "hash": "ab"})), expected: one("api_key", key(3), "invalid_value", "hash") },
-        Case { name: "hash taken", rows: key_doc(json!({"name": "k", "hash": hash(1)})), expected: one("api_key", key(3), "name_taken", "hash") },
-        Case { name: "unknown scope of a key", rows: key_doc(json!({"name": "k", "hash": hash(3), "scopes": ["admin"]})), expected: one("api_key", key(3), "invalid_value", "scopes[0]") },
-        Case { name: "bad address", rows: key_doc(json!({"name": "k", "hash": hash(3), "addresses": ["10.0.0.0/40"]})), expected: one("api_key", key(3), "invalid_value", "addresses") },
-        Case { name: "dangling project", rows: key_doc(json!({"name": "k", "hash": hash(3), "project_id": prj(9)})), expected: one("api_key", key(3), "unknown_reference", "project_id") },
+        Case {
+            name: "no URL",
+            rows: provider(json!({"vendor": "vllm", "slug": "local"})),
+            expected: local("required", "base_url"),
+        },
+        Case {
+            name: "bad URL",
+            rows: provider(json!({"vendor": "vllm", "base_url": "ftp://x"})),
+            expected: local("invalid_value", "base_url"),
+        },
+        Case {
+            name: "URL with a password",
+            rows: provider(json!({"vendor": "vllm", "base_url": "http://u:p@x"})),
+            expected: local("invalid_value", "base_url"),
+        },
+        Case {
+            name: "missing parameter",
+            rows: provider(json!({"vendor": "azure", "slug": "b"})),
+            expected: local("required", "parameters.resource"),
+        },
+        Case {
+            name: "hostile parameter",
+            rows: provider(json!({"vendor": "azure", "slug": "b", "parameters": {"resource": "evil.com/"}})),
+            expected: local("invalid_value", "parameters.resource"),
+        },
+        Case {
+            name: "slug taken",
+            rows: provider(json!({"vendor": "vllm", "slug": "openai", "base_url": "http://x"})),
+            expected: local("name_taken", "slug"),
+        },
+        Case {
+            name: "slash in the slug",
+            rows: provider(json!({"vendor": "vllm", "slug": "a/b", "base_url": "http://x"})),
+            expected: local("invalid_value", "slug"),
+        },
+        Case {
+            name: "endless timeout",
+            rows: provider(json!({"vendor": "vllm", "base_url": "http://x", "timeouts": {"idle_ms": 86_400_001}})),
+            expected: local("invalid_value", "timeouts.idle_ms"),
+        },
+        Case {
+            name: "id of another kind",
+            rows: vec![row("provider", key(9), json!({"vendor": "openai", "slug": "z"}))],
+            expected: one("provider", key(9), "invalid_value", "id"),
+        },
+        Case {
+            name: "secret lost",
+            rows: secret(Secret::Absent),
+            expected: one("credential", cred(2), "secret_missing", "secret"),
+        },
+        Case {
+            name: "secret sealed by another key",
+            rows: secret(Secret::Unreadable),
+            expected: one("credential", cred(2), "secret_unreadable", "secret"),
+        },
+        Case {
+            name: "secret with a line break",
+            rows: secret(Secret::Opened(b"a\nb".to_vec())),
+            expected: one("credential", cred(2), "invalid_value", "secret"),
+        },
+        Case {
+            name: "no secret where one is needed",
+            rows: vec![row("credential", cred(2), json!({"provider_id": prv(1), "name": "x"}))],
+            expected: one("credential", cred(2), "required", "secret"),
+        },
+        Case {
+            name: "dangling provider",
+            rows: vec![row("credential", cred(2), json!({"provider_id": nobody, "name": "x"}))],
+            expected: one("credential", cred(2), "unknown_reference", "provider_id"),
+        },
+        Case {
+            name: "model not in the catalogue",
+            rows: vec![row("model", mdl(3), json!({"provider_id": prv(1), "name": "gpt-9"}))],
+            expected: one("model", mdl(3), "unknown_reference", "name"),
+        },
+        Case {
+            name: "private model without a type",
+            rows: vec![row("model", mdl(3), json!({"provider_id": prv(1), "name": "x", "private": true}))],
+            expected: one("model", mdl(3), "required", "type"),
+        },
+        Case {
+            name: "model name taken",
+            rows: vec![row("model", mdl(3), json!({"provider_id": prv(1), "name": "gpt-4o"}))],
+            expected: one("model", mdl(3), "name_taken", "name"),
+        },
+        Case {
+            name: "negative price",
+            rows: price(json!({"input": "-1", "output": "1"})),
+            expected: one("model", mdl(3), "bad_price", "prices[0].input"),
+        },
+        Case {
+            name: "price too fine",
+            rows: price(json!({"input": "1", "output": "0.0000000001"})),
+            expected: one("model", mdl(3), "bad_price", "prices[0].output"),
+        },
+        Case {
+            name: "price no number",
+            rows: price(json!({"input": "1", "output": "1", "reasoning": "1e3"})),
+            expected: one("model", mdl(3), "bad_price", "prices[0].reasoning"),
+        },
+        Case {
+            name: "alias of nothing",
+            rows: vec![row("alias", als(2), json!({"name": "x", "targets": []}))],
+            expected: one("alias", als(2), "invalid_value", "targets"),
+        },
+        Case {
+            name: "alias of itself",
+            rows: vec![row("alias", als(2), json!({"name": "x", "targets": ["x"]}))],
+            expected: one("alias", als(2), "invalid_value", "targets[0]"),
+        },
+        Case {
+            name: "alias with a slash",
+            rows: vec![row("alias", als(2), json!({"name": "a/b", "targets": ["x"]}))],
+            expected: one("alias", als(2), "invalid_value", "name"),
+        },
+        Case {
+            name: "alias name taken",
+            rows: vec![row("alias", als(2), json!({"name": "fast", "targets": ["x"]}))],
+            expected: one("alias", als(2), "name_taken", "name"),
+        },
+        Case {
+            name: "hash too short",
+            rows: key_doc(json!({"name": "k", "hash": "ab"})),
+            expected: one("api_key", key(3), "invalid_value", "hash"),
+        },
+        Case {
+            name: "hash taken",
+            rows: key_doc(json!({"name": "k", "hash": hash(1)})),
+            expected: one("api_key", key(3), "name_taken", "hash"),
+        },
+        Case {
+            name: "unknown scope of a key",
+            rows: key_doc(json!({"name": "k", "hash": hash(3), "scopes": ["admin"]})),
+            expected: one("api_key", key(3), "invalid_value", "scopes[0]"),
+        },
+        Case {
+            name: "bad address",
+            rows: key_doc(json!({"name": "k", "hash": hash(3), "addresses": ["10.0.0.0/40"]})),
+            expected: one("api_key", key(3), "invalid_value", "addresses"),
+        },
+        Case {
+            name: "dangling project",
+            rows: key_doc(json!({"name": "k", "hash": hash(3), "project_id": prj(9)})),
+            expected: one("api_key", key(3), "unknown_reference", "project_id"),
+        },
         Case {
             name: "no default project",
             rows: vec![row("project", prj(1), json!({"key": "other"}))],
             expected: one("api_key", key(1), "unknown_reference", "project_id"),
         },
-        Case { name: "another workspace's document", rows: vec![row("workspace", WorkspaceId::from_u128(2).to_string(), json!({"key": "b"}))], expected: one("workspace", WorkspaceId::from_u128(2).to_string(), "invalid_value", "id") },
-        Case { name: "too large", rows: vec![row("alias", als(2), json!({"name": "x", "targets": ["y".repeat(1_048_577)]}))], expected: one("alias", als(2), "too_large", "") },
+        Case {
+            name: "another workspace's document",
+            rows: vec![row("workspace", WorkspaceId::from_u128(2).to_string(), json!({"key": "b"}))],
+            expected: one("workspace", WorkspaceId::from_u128(2).to_string(), "invalid_value", "id"),
+        },
+        Case {
+            name: "too large",
+            rows: vec![row("alias", als(2), json!({"name": "x", "targets": ["y".repeat(1_048_577)]}))],
+            expected: one("alias", als(2), "too_large", ""),
+        },
     ]
 }
 
@@ -269,7 +416,11 @@ fn the_last_good_version_stays_in_force() {
     let history = |kind: &str, id: &str| match (kind, id == prv(1)) {
         ("provider", true) => vec![
             Version { revision: 9, doc: json!({"vendor": "gone"}).to_string(), secret: Secret::Absent },
-            Version { revision: 7, doc: json!({"vendor": "openai", "disabled": true}).to_string(), secret: Secret::Absent },
+            Version {
+                revision: 7,
+                doc: json!({"vendor": "openai", "disabled": true}).to_string(),
+                secret: Secret::Absent,
+            },
             Version { revision: 5, doc: json!({"vendor": "openai"}).to_string(), secret: Secret::Absent },
         ],
         (_, _) => Vec::new(),
@@ -287,7 +438,11 @@ fn an_old_version_takes_no_name_from_a_new_one() {
     let mut rows = workspace_rows();
     rows.push(row("alias", als(0), json!({"name": 1})));
     let history = |_: &str, id: &str| match id == als(0) {
-        true => vec![Version { revision: 3, doc: json!({"name": "fast", "targets": ["x"]}).to_string(), secret: Secret::Absent }],
+        true => vec![Version {
+            revision: 3,
+            doc: json!({"name": "fast", "targets": ["x"]}).to_string(),
+            secret: Secret::Absent,
+        }],
         false => Vec::new(),
     };
     let compiled = lower(&ws(), &documents(&rows), &history, &catalogue);
@@ -319,7 +474,12 @@ fn a_bad_vendor_takes_its_models_along_and_no_others() {
     let found: Vec<_> = compiled.quarantined.iter().map(|q| (q.id.as_str(), q.code)).collect();
     assert_eq!(
         found,
-        [("azure", "invalid_document"), ("azure/gpt-4o", "quarantined_reference"), ("openai/x", "invalid_value"), ("openai/z", "bad_price")]
+        [
+            ("azure", "invalid_document"),
+            ("azure/gpt-4o", "quarantined_reference"),
+            ("openai/x", "invalid_value"),
+            ("openai/z", "bad_price")
+        ]
     );
     applied(&Snapshot::default(), SHARED_SCOPE, &compiled).expect("the rest serves");
 }

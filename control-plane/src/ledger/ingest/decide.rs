@@ -155,7 +155,9 @@ mod tests {
                 }
                 Decision::Resend => self.sent = self.known.applied_seq as usize,
                 Decision::Known | Decision::Fenced => {}
-                bad @ (Decision::Mismatch | Decision::Quarantined | Decision::Malformed) => panic!("honest batch: {bad:?}"),
+                bad @ (Decision::Mismatch | Decision::Quarantined | Decision::Malformed) => {
+                    panic!("honest batch: {bad:?}")
+                }
             }
         }
     }

@@ -63,8 +63,14 @@ pub fn check(seq: u64, encoded: &[u8], now_ms: i64) -> Result<Checked, Refused> 
     }
     let tokens = record.tokens.as_ref().map(Tokens::from).unwrap_or_default();
     let classes = [
-        tokens.input, tokens.cache_read, tokens.cache_write_5m, tokens.cache_write_1h, tokens.output, tokens.reasoning,
-        tokens.audio_input, tokens.audio_output,
+        tokens.input,
+        tokens.cache_read,
+        tokens.cache_write_5m,
+        tokens.cache_write_1h,
+        tokens.output,
+        tokens.reasoning,
+        tokens.audio_input,
+        tokens.audio_output,
     ];
     if classes.iter().any(|count| *count > MAX_TOKENS) {
         return Err(bad("more tokens than any request can use"));
@@ -139,10 +145,21 @@ pub fn status_class(status: u32) -> &'static str {
 /// Refuses long texts; takes out NUL, which PostgreSQL cannot store.
 fn clean_texts(record: &mut proto::UsageRecord) -> Result<(), Refused> {
     let texts = [
-        &mut record.identity, &mut record.endpoint, &mut record.requested_model, &mut record.provider_id,
-        &mut record.provider, &mut record.vendor, &mut record.model, &mut record.credential_id,
-        &mut record.credential_owner, &mut record.router, &mut record.policy, &mut record.code, &mut record.price_id,
-        &mut record.service_tier, &mut record.region,
+        &mut record.identity,
+        &mut record.endpoint,
+        &mut record.requested_model,
+        &mut record.provider_id,
+        &mut record.provider,
+        &mut record.vendor,
+        &mut record.model,
+        &mut record.credential_id,
+        &mut record.credential_owner,
+        &mut record.router,
+        &mut record.policy,
+        &mut record.code,
+        &mut record.price_id,
+        &mut record.service_tier,
+        &mut record.region,
     ];
     for text in texts {
         if text.len() > MAX_TEXT {

@@ -54,7 +54,13 @@ pub struct Row {
 
 /// Inserts records; gives those that were new, in their order. A request id that is known already,
 /// from this batch or any earlier one, is left alone.
-pub async fn insert(tx: &mut Tx, node: &str, incarnation: &str, rows: Vec<Row>, now: i64) -> Result<Vec<Row>, IngestError> {
+pub async fn insert(
+    tx: &mut Tx,
+    node: &str,
+    incarnation: &str,
+    rows: Vec<Row>,
+    now: i64,
+) -> Result<Vec<Row>, IngestError> {
     let mut new = Vec::with_capacity(rows.len());
     let mut rows = rows.into_iter();
     loop {
@@ -72,9 +78,11 @@ pub async fn insert(tx: &mut Tx, node: &str, incarnation: &str, rows: Vec<Row>, 
             new.extend(chunk);
         } else {
             let ours = ours(tx, node, incarnation, &chunk).await?;
-            new.extend(chunk.into_iter().filter(|row| {
-                ours.get(&row.checked.request_id.to_string()) == Some(&(row.checked.seq as i64))
-            }));
+            new.extend(
+                chunk
+                    .into_iter()
+                    .filter(|row| ours.get(&row.checked.request_id.to_string()) == Some(&(row.checked.seq as i64))),
+            );
         }
     }
 }
@@ -125,8 +133,18 @@ fn key(row: &Row) -> Key<'_> {
         workspace_id: &r.workspace_id,
         minute_ms: r.started_at_ms - r.started_at_ms.rem_euclid(MINUTE_MS),
         names: [
-            &r.project_id, &r.api_key_id, &r.identity, &r.provider, &r.vendor, &r.model, &r.credential_id,
-            &r.credential_owner, &r.router, &r.policy, &r.endpoint, status_class(r.status),
+            &r.project_id,
+            &r.api_key_id,
+            &r.identity,
+            &r.provider,
+            &r.vendor,
+            &r.model,
+            &r.credential_id,
+            &r.credential_owner,
+            &r.router,
+            &r.policy,
+            &r.endpoint,
+            status_class(r.status),
         ],
     }
 }
@@ -136,10 +154,23 @@ fn counts(row: &Row) -> [i64; 15] {
     let error = row.checked.outcome != Outcome::Completed;
     let [input, cache_read, cache_write_5m, cache_write_1h] =
         [t.input, t.cache_read, t.cache_write_5m, t.cache_write_1h].map(number);
-    let [output, reasoning, audio_input, audio_output] = [t.output, t.reasoning, t.audio_input, t.audio_output].map(number);
+    let [output, reasoning, audio_input, audio_output] =
+        [t.output, t.reasoning, t.audio_input, t.audio_output].map(number);
     [
-        1, error.into(), r.estimated.into(), row.priced.unpriced.into(), input, cache_read, cache_write_5m,
-        cache_write_1h, output, reasoning, audio_input, audio_output, row.priced.cost.0, number(r.total_us),
+        1,
+        error.into(),
+        r.estimated.into(),
+        row.priced.unpriced.into(),
+        input,
+        cache_read,
+        cache_write_5m,
+        cache_write_1h,
+        output,
+        reasoning,
+        audio_input,
+        audio_output,
+        row.priced.cost.0,
+        number(r.total_us),
         number(r.upstream_us),
     ]
 }
@@ -148,16 +179,37 @@ fn record_values(values: &mut Values, node: &str, incarnation: &str, row: &Row, 
     let (c, r, t) = (&row.checked, &row.checked.record, &row.checked.tokens);
     values.add(c.request_id.to_string()).add(node).add(incarnation).add(number(c.seq));
     let names = [
-        &r.workspace_id, &r.project_id, &r.api_key_id, &r.identity, &r.endpoint, &r.requested_model, &r.provider_id,
-        &r.provider, &r.vendor, &r.model, &r.credential_id, &r.credential_owner, &r.router, &r.policy,
+        &r.workspace_id,
+        &r.project_id,
+        &r.api_key_id,
+        &r.identity,
+        &r.endpoint,
+        &r.requested_model,
+        &r.provider_id,
+        &r.provider,
+        &r.vendor,
+        &r.model,
+        &r.credential_id,
+        &r.credential_owner,
+        &r.router,
+        &r.policy,
     ];
     names.iter().for_each(|name| _ = values.add(name.as_str()));
     values.add(i64::from(r.status)).add(outcome_name(c.outcome)).add(r.code.as_str());
     values.add(i64::from(r.stream)).add(i64::from(r.attempts)).add(i64::from(r.fallback_level));
     values.add(number(r.revision)).add(r.started_at_ms);
     let counts = [
-        r.total_us, r.upstream_us, r.first_byte_us, t.input, t.cache_read, t.cache_write_5m, t.cache_write_1h, t.output,
-        t.reasoning, t.audio_input, t.audio_output,
+        r.total_us,
+        r.upstream_us,
+        r.first_byte_us,
+        t.input,
+        t.cache_read,
+        t.cache_write_5m,
+        t.cache_write_1h,
+        t.output,
+        t.reasoning,
+        t.audio_input,
+        t.audio_output,
     ];
     counts.iter().for_each(|count| _ = values.add(number(*count)));
     values.add(i64::from(r.estimated)).add(i64::from(row.priced.unpriced)).add(r.price_id.as_str());

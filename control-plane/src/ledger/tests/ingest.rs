@@ -194,8 +194,10 @@ async fn false_records_are_kept_apart() {
         journal.records.push(b"\xff\xff\xff".to_vec());
         expected.push((journal.records.len() as i64, "bad_record".to_owned()));
         assert!(matches!(journal.flush(&ingest).await, Message::Accepted(a) if a.applied_seq == 25));
-        let refused: Vec<(i64, String)> =
-            sqlx::query_as("SELECT seq, code FROM usage_refused ORDER BY seq").fetch_all(db.pool()).await.expect("refused");
+        let refused: Vec<(i64, String)> = sqlx::query_as("SELECT seq, code FROM usage_refused ORDER BY seq")
+            .fetch_all(db.pool())
+            .await
+            .expect("refused");
         assert_eq!(refused, expected);
         assert_eq!(number(db, "SELECT COUNT(*) FROM usage_records").await, cases.len() as i64);
         let foreign = "SELECT COUNT(*) FROM usage_minutes WHERE workspace_id NOT LIKE '%0000000001'";
@@ -214,13 +216,25 @@ async fn odd_records_count() {
         let mut journal = Journal::new(1);
         journal.settle(&proto::UsageRecord { price_id: String::new(), ..record(&house, 1) });
         journal.settle(&proto::UsageRecord { price_id: "0123456789abcdef".into(), ..record(&house, 2) });
-        journal.settle(&proto::UsageRecord { price_id: String::new(), tokens: None, cost_nanos: 0, ..record(&house, 3) });
-        journal.settle(&proto::UsageRecord { requested_model: "a\0b".into(), identity: "\0".into(), ..record(&house, 4) });
+        journal.settle(&proto::UsageRecord {
+            price_id: String::new(),
+            tokens: None,
+            cost_nanos: 0,
+            ..record(&house, 3)
+        });
+        journal.settle(&proto::UsageRecord {
+            requested_model: "a\0b".into(),
+            identity: "\0".into(),
+            ..record(&house, 4)
+        });
         journal.settle(&record(&house, 4));
         journal.flush(&ingest).await;
         assert_eq!(number(db, "SELECT COUNT(*) FROM usage_records").await, 4, "one request twice in a batch");
         assert_eq!(number(db, "SELECT CAST(SUM(unpriced) AS BIGINT) FROM usage_minutes").await, 2);
-        assert_eq!(number(db, "SELECT COUNT(*) FROM usage_records WHERE requested_model LIKE 'a_b' AND seq = 4").await, 1);
+        assert_eq!(
+            number(db, "SELECT COUNT(*) FROM usage_records WHERE requested_model LIKE 'a_b' AND seq = 4").await,
+            1
+        );
         checks::hold(db).await;
         database.drop().await;
     }
@@ -309,13 +323,20 @@ async fn price_rows_are_kept_only_under_their_own_id() {
 /// `POINTSMAN_TEST_LEDGER_RECORDS=100000 cargo test --release -p control-plane throughput -- --nocapture`
 #[tokio::test]
 async fn throughput() {
-    let count = std::env::var("POINTSMAN_TEST_LEDGER_RECORDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2000_u64);
+    let count =
+        std::env::var("POINTSMAN_TEST_LEDGER_RECORDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2000_u64);
     for database in database::all().await {
         let (ingest, house) = ledger(&database.db).await;
         let mut journal = Journal::new(1);
         journal.open(&ingest).await;
         let batches: Vec<_> = (0..count.div_ceil(1000))
-            .map(|batch| (0..1000).map(|n| record(&house, batch * 1000 + n).encode_to_vec()).collect::<Vec<_>>())
+            .map(|batch| {
+                let at = |n: u64| proto::UsageRecord {
+                    started_at_ms: NOW_MS - 3_600_000 + n as i64 / 10,
+                    ..record(&house, n)
+                };
+                (0..1000).map(|n| at(batch * 1000 + n).encode_to_vec()).collect::<Vec<_>>()
+            })
             .collect();
         let began = runtime::clock::monotonic();
         let mut chain = [0; 32];
@@ -334,6 +355,7 @@ async fn throughput() {
         let took = (runtime::clock::monotonic() - began).as_secs_f64();
         let rate = (count.div_ceil(1000) * 1000) as f64 / took;
         println!("{:?}: {rate:.0} records/s", database.db.engine());
+        assert_eq!(number(&database.db, "SELECT COUNT(*) FROM usage_refused").await, 0);
         checks::hold(&database.db).await;
         database.drop().await;
     }

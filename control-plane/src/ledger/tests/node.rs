@@ -65,7 +65,13 @@ pub struct Journal {
 
 impl Journal {
     pub fn new(n: u8) -> Self {
-        Self { node: NodeId::from_u128(u128::from(n)), incarnation: vec![n; 16], records: vec![], session: 0, applied: 0 }
+        Self {
+            node: NodeId::from_u128(u128::from(n)),
+            incarnation: vec![n; 16],
+            records: vec![],
+            session: 0,
+            applied: 0,
+        }
     }
 
     pub fn settle(&mut self, record: &proto::UsageRecord) {

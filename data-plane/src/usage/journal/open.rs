@@ -39,7 +39,11 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Locked(dir) => {
-                write!(f, "another process uses the usage journal {}; two nodes must not share a data folder", dir.display())
+                write!(
+                    f,
+                    "another process uses the usage journal {}; two nodes must not share a data folder",
+                    dir.display()
+                )
             }
             Self::Io(path, error) => write!(f, "usage journal {}: {error}", path.display()),
         }
@@ -174,6 +178,8 @@ fn recover(dir: &Path, options: &Options, total: &Arc<Total>, lock: File) -> io:
 fn close_interrupted(journal: &mut Journal, open: HashMap<[u8; 16], proto::UsageRecord>) -> io::Result<()> {
     for (_, mut record) in open {
         record.outcome = Outcome::Interrupted.into();
+        // Nobody knows any more whether the caller saw one.
+        record.status = 0;
         record.estimated = true;
         journal.settle(&record).map_err(io::Error::other)?;
         journal.spool.total().interrupted.fetch_add(1, Ordering::Relaxed);

@@ -158,7 +158,9 @@ impl Lane {
                 self.status.fenced.fetch_add(1, Ordering::Relaxed);
                 return Verdict::Fenced;
             }
-            "chain_mismatch" => self.renumber("the ledger knows this journal with other records; its folder was copied"),
+            "chain_mismatch" => {
+                self.renumber("the ledger knows this journal with other records; its folder was copied")
+            }
             _ => {
                 tracing::error!(
                     journal = %self.spool.dir().display(), code = rejected.code, detail = rejected.detail,
@@ -230,7 +232,10 @@ impl Lane {
 }
 
 /// The next batch, if the window and the journal have one.
-fn next_batch(spool: &Spool, sending: &mut Sending) -> Result<Option<proto::UsageBatch>, crate::usage::journal::TailError> {
+fn next_batch(
+    spool: &Spool,
+    sending: &mut Sending,
+) -> Result<Option<proto::UsageBatch>, crate::usage::journal::TailError> {
     if sending.in_flight.len() >= WINDOW {
         return Ok(None);
     }

@@ -27,10 +27,18 @@ impl Collector for Usage {
         let age = u64::try_from(status.oldest_unacked(clock::monotonic()).as_millis()).unwrap_or(u64::MAX);
         let gauges = [
             ("usage_journal_limit_bytes", "Bytes that all journals may take", status.limit_bytes()),
-            ("usage_journal_nearly_full", "1 when the journals have passed 80 % of their limit", status.is_nearly_full().into()),
+            (
+                "usage_journal_nearly_full",
+                "1 when the journals have passed 80 % of their limit",
+                status.is_nearly_full().into(),
+            ),
             ("usage_unreported_records", "Settled requests that the ledger has not confirmed", status.unacked()),
             ("usage_oldest_unreported_ms", "Age of the oldest of them", age),
-            ("usage_stream_connected", "1 while usage can be reported", status.connected.load(Ordering::Relaxed).into()),
+            (
+                "usage_stream_connected",
+                "1 while usage can be reported",
+                status.connected.load(Ordering::Relaxed).into(),
+            ),
         ];
         for (name, help, value) in gauges {
             gauge(&mut encoder, name, help, value)?;
@@ -53,7 +61,11 @@ impl Collector for Usage {
             ("usage_journal_sync_errors", "Syncs that the disk refused", &total.sync_errors),
             ("usage_journal_damaged_segments", "Segments set aside as damaged", &total.damaged_segments),
             ("usage_journal_torn_tails", "Torn tails cut at a start", &total.torn_tails),
-            ("usage_interrupted_requests", "Requests closed at a start because the process had died", &total.interrupted),
+            (
+                "usage_interrupted_requests",
+                "Requests closed at a start because the process had died",
+                &total.interrupted,
+            ),
         ];
         counters.into_iter().try_for_each(|(name, help, value)| counter(&mut encoder, name, help, value))
     }

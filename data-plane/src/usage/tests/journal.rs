@@ -175,7 +175,11 @@ fn hot_path() {
     let began = runtime::clock::monotonic();
     let encoded: usize = (0..calls).map(|n| done(n).encode_to_vec().len()).sum();
     let building = runtime::clock::monotonic() - began;
-    println!("{} ns a call with its write, {} ns of it building the test's records ({} bytes)",
-        took.as_nanos() as u64 / calls / 2, building.as_nanos() as u64 / calls, encoded as u64 / calls);
+    println!(
+        "{} ns a call with its write, {} ns of it building the test's records ({} bytes)",
+        took.as_nanos() as u64 / calls / 2,
+        building.as_nanos() as u64 / calls,
+        encoded as u64 / calls
+    );
     assert_eq!(opened.spools[0].finals(), calls);
 }

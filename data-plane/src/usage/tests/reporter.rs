@@ -30,7 +30,8 @@ struct Server {
     break_after: Arc<Mutex<Vec<usize>>>,
 }
 
-type Answers = Pin<Box<dyn Future<Output = Result<Response<ReceiverStream<Result<proto::UsageReply, Status>>>, Status>> + Send>>;
+type Answers =
+    Pin<Box<dyn Future<Output = Result<Response<ReceiverStream<Result<proto::UsageReply, Status>>>, Status>> + Send>>;
 
 impl StreamingService<proto::UsageMessage> for Server {
     type Response = proto::UsageReply;
