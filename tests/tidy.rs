@@ -124,7 +124,8 @@ fn pure_crates_name_nothing_that_does_io() {
                 bad.push(format!("{short} ({krate} is pure) names {io}"));
             }
         }
-        for io in ["std::fs", "TcpStream", "TcpListener", "UdpSocket", "std::env", "thread::", "SystemTime", "Instant"] {
+        for io in ["std::fs", "TcpStream", "TcpListener", "UdpSocket", "std::env", "thread::", "SystemTime", "Instant"]
+        {
             // Tests of a pure crate may read their cases.
             if code.contains(io) && !short.contains("test") && !code.contains("mod tests") {
                 bad.push(format!("{short} ({krate} is pure) names {io}"));

@@ -133,11 +133,7 @@ fn principal(id: &str, role: &str, scope: &str) -> Result<Principal, ApiError> {
         "" => Reach::All,
         scope => Reach::One(scope.parse().map_err(|_| damaged())?),
     };
-    Ok(Principal {
-        id: id.parse().map_err(|_| damaged())?,
-        role: Role::parse(role).ok_or_else(damaged)?,
-        reach,
-    })
+    Ok(Principal { id: id.parse().map_err(|_| damaged())?, role: Role::parse(role).ok_or_else(damaged)?, reach })
 }
 
 impl<S: Sync> FromRequestParts<S> for Principal {

@@ -70,6 +70,8 @@ codes! {
     InUse = "in_use", CONFLICT, "It is in use";
     /// It must not be changed or removed: the default project, the last operator token.
     Protected = "protected", CONFLICT, "It cannot be removed";
+    /// The workspace would outgrow what its nodes take.
+    LimitExceeded = "limit_exceeded", CONFLICT, "The workspace would become too large";
     /// The same Idempotency-Key is being worked on.
     IdempotencyInProgress = "idempotency_in_progress", CONFLICT, "The first request with this key is not done";
     /// Another writer was faster; the same request may be sent again.

@@ -1,5 +1,7 @@
 //! The program `control-plane`: settings, logs, and a wait for the end.
 
+use std::io::Write as _;
+
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use control_plane::{Config, Running};
 use runtime::telemetry::{self, Format};
@@ -59,8 +61,12 @@ fn main() -> anyhow::Result<()> {
     match cli.command {
         Some(Command::Openapi) => {
             let document = control_plane::rest::document(&control_plane::rest::routes());
-            println!("{}", serde_json::to_string_pretty(&document)?);
-            Ok(())
+            let text = serde_json::to_string_pretty(&document)?;
+            // A reader that has seen enough (`| head`) is no fault.
+            match writeln!(std::io::stdout(), "{text}") {
+                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+                Ok(()) | Err(_) => Ok(()),
+            }
         }
         Some(Command::Serve) | None => serve(cli.config.with_environment(), &cli.output),
     }
@@ -97,7 +103,8 @@ fn announce(running: &Running, form: &str) -> anyhow::Result<()> {
     let admin_token = first.and_then(|f| secret(&f.admin_token));
     let api_key = first.and_then(|f| secret(&f.api_key));
     if form == "json" {
-        let mut line = serde_json::json!({ "admin_url": admin_url, "grpc_url": grpc.map(|address| format!("https://{address}")) });
+        let mut line =
+            serde_json::json!({ "admin_url": admin_url, "grpc_url": grpc.map(|address| format!("https://{address}")) });
         if let (Some(token), Some(key)) = (admin_token, api_key) {
             line["admin_token"] = token.into();
             line["api_key"] = key.into();
@@ -107,7 +114,10 @@ fn announce(running: &Running, form: &str) -> anyhow::Result<()> {
     }
     let version = env!("CARGO_PKG_VERSION");
     let nodes = grpc.map_or("no listener for nodes".to_owned(), |address| format!("nodes at {address}"));
-    println!("control-plane {version}: management at {admin_url}, {nodes}, shared revision {}", running.shared_revision);
+    println!(
+        "control-plane {version}: management at {admin_url}, {nodes}, shared revision {}",
+        running.shared_revision
+    );
     if let (Some(token), Some(key)) = (admin_token, api_key) {
         println!("first start, shown once:\n  admin token {token}\n  API key     {key}");
         for (vendor, variable) in first.map(|f| f.connected.as_slice()).unwrap_or_default() {

@@ -62,8 +62,11 @@ struct ListFilter {
     description: &'static str,
 }
 
-const DISABLED: ListFilter =
-    ListFilter { query: "disabled", on: FilterOn::Disabled, description: "`true`: only disabled ones; `false`: only others" };
+const DISABLED: ListFilter = ListFilter {
+    query: "disabled",
+    on: FilterOn::Disabled,
+    description: "`true`: only disabled ones; `false`: only others",
+};
 
 /// What differs between one kind of resource and another.
 trait Noun: Send + Sync + 'static {
@@ -104,7 +107,11 @@ trait Noun: Send + Sync + 'static {
     }
 
     /// Looks up what the document may refer to.
-    fn load(known: &mut Known, writing: &mut Writing, doc: &Self::Doc) -> impl Future<Output = Result<(), ApiError>> + Send;
+    fn load(
+        known: &mut Known,
+        writing: &mut Writing,
+        doc: &Self::Doc,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Makes what is shown once when an object is made: its name in the answer, and itself.
     fn issue(doc: &mut Self::Doc) -> Option<(&'static str, Secret)> {

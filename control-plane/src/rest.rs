@@ -28,9 +28,9 @@ use crate::auth::permit::Action;
 use crate::error::{ApiError, Code};
 
 pub use idempotency::Claim;
+pub use idempotency::forget_old;
 pub use input::{Body, MAX_BODY, Params, Reply, from_value};
 pub(crate) use input::{check_if_match, is_not_modified};
-pub use idempotency::forget_old;
 pub use listener::serve;
 pub use openapi::document;
 

@@ -116,8 +116,8 @@ impl House {
         let clock = Arc::new(AtomicI64::new(START_MS));
         let reading = clock.clone();
         let config = Config { environment, ..Config::for_tests(&folder) };
-        let app = App::new(db, vault, config, lineage, shutdown)
-            .with_clock(move || reading.fetch_add(1, Ordering::Relaxed));
+        let app =
+            App::new(db, vault, config, lineage, shutdown).with_clock(move || reading.fetch_add(1, Ordering::Relaxed));
         let catalog = shared::catalog::builtin().expect("the built-in catalogue is valid");
         seed::catalogue(&app, &catalog).await.expect("the catalogue is stored");
         let first = seed::first_start(&app, &catalog).await.expect("a first start").expect("the database was empty");
@@ -192,14 +192,28 @@ impl House {
 
     /// Every cell of every table as one text.
     pub async fn dump(&self) -> String {
-        let tables = ["meta", "scopes", "objects", "object_history", "secrets", "audit", "outbox", "idempotency", "admin_tokens"];
+        let tables = [
+            "meta",
+            "scopes",
+            "objects",
+            "object_history",
+            "secrets",
+            "audit",
+            "outbox",
+            "idempotency",
+            "admin_tokens",
+        ];
         let mut all = String::new();
         for table in tables {
             let statement = match self.engine() {
                 Engine::Sqlite => {
-                    let columns: Vec<(String,)> =
-                        sqlx::query_as("SELECT name FROM pragma_table_info($1)").bind(table).fetch_all(self.app.db.pool()).await.expect("columns");
-                    let columns: Vec<_> = columns.iter().map(|(c,)| format!("COALESCE(CAST(\"{c}\" AS TEXT), '')")).collect();
+                    let columns: Vec<(String,)> = sqlx::query_as("SELECT name FROM pragma_table_info($1)")
+                        .bind(table)
+                        .fetch_all(self.app.db.pool())
+                        .await
+                        .expect("columns");
+                    let columns: Vec<_> =
+                        columns.iter().map(|(c,)| format!("COALESCE(CAST(\"{c}\" AS TEXT), '')")).collect();
                     format!("SELECT {} FROM {table}", columns.join(" || '|' || "))
                 }
                 Engine::Postgres => format!("SELECT CAST(row_to_json(t) AS TEXT) FROM {table} t"),

@@ -179,16 +179,36 @@ impl Collector for State {
         let journal = admin.spools.first().map_or(0, |spool| spool.total().used());
         let unacked: u64 = admin.spools.iter().map(|spool| spool.unacked()).sum();
         let gauges = [
-            ("requests_in_flight", "Requests between their head and their last byte", count(admin.node.drain.in_flight())),
+            (
+                "requests_in_flight",
+                "Requests between their head and their last byte",
+                count(admin.node.drain.in_flight()),
+            ),
             ("ready", "1 when the node takes requests", i64::from(admin.not_ready().is_none())),
             ("control_plane_connected", "1 while the snapshot stream is up", i64::from(status.connected.load(relaxed))),
-            ("control_plane_last_contact_ms", "Wall clock of the last message, ms since 1970", status.last_contact_ms.load(relaxed)),
+            (
+                "control_plane_last_contact_ms",
+                "Wall clock of the last message, ms since 1970",
+                status.last_contact_ms.load(relaxed),
+            ),
             ("snapshot_bytes", "Bytes of compiled state held", count(status.held_bytes.load(relaxed))),
-            ("snapshot_last_apply_us", "Duration of the last update, microseconds", count(status.last_apply_us.load(relaxed))),
-            ("snapshot_degraded", "1 when the node started from an older state", i64::from(status.degraded.load(relaxed))),
+            (
+                "snapshot_last_apply_us",
+                "Duration of the last update, microseconds",
+                count(status.last_apply_us.load(relaxed)),
+            ),
+            (
+                "snapshot_degraded",
+                "1 when the node started from an older state",
+                i64::from(status.degraded.load(relaxed)),
+            ),
             ("journal_bytes", "Usage records on disk", count(journal)),
             ("journal_unacked_records", "Usage records not yet in the ledger", count(unacked)),
-            ("breakers_open", "Circuits that do not simply take requests, over all threads", i64::try_from(open).unwrap_or(i64::MAX)),
+            (
+                "breakers_open",
+                "Circuits that do not simply take requests, over all threads",
+                i64::try_from(open).unwrap_or(i64::MAX),
+            ),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value);
@@ -204,7 +224,12 @@ impl Collector for State {
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
         }
         let refusals = admin.node.counters.refusals();
-        let mut family = encoder.encode_descriptor("refusals", "Requests refused before a plan, by code", None, prometheus_client::metrics::MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor(
+            "refusals",
+            "Requests refused before a plan, by code",
+            None,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
         for (code, value) in refusals {
             ConstCounter::new(value).encode(family.encode_family(&[("code", code)])?)?;
         }

@@ -95,12 +95,7 @@ impl Exchange {
     ///
     /// # Errors
     /// When usage cannot be written down: the request must be refused.
-    pub fn begin(
-        worker: &Arc<Worker>,
-        plan: Plan,
-        asked: &Asked<'_>,
-        in_flight: InFlight,
-    ) -> Result<Self, Unwritable> {
+    pub fn begin(worker: &Arc<Worker>, plan: Plan, asked: &Asked<'_>, in_flight: InFlight) -> Result<Self, Unwritable> {
         let mut record = proto::UsageRecord {
             request_id: asked.arrival.id.as_bytes().to_vec(),
             workspace_id: asked.workspace.id.to_string(),

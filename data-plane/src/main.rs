@@ -59,7 +59,11 @@ fn main() -> Result<()> {
     options.otlp_endpoint = arguments.otlp_endpoint.take();
     options.sample_ratio = arguments.trace_ratio;
     options.instance = arguments.node.name.clone();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(run(arguments, &options))
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?
+        .block_on(run(arguments, &options))
 }
 
 async fn run(mut arguments: Arguments, options: &telemetry::Options) -> Result<()> {
@@ -81,7 +85,10 @@ async fn run(mut arguments: Arguments, options: &telemetry::Options) -> Result<(
             "{}",
             serde_json::json!({"data_url": format!("http://{data}"), "admin_url": format!("http://{admin}"), "node_id": id})
         ),
-        _ => println!("data-plane {} node {id}: requests on http://{data}, health and metrics on http://{admin}", env!("CARGO_PKG_VERSION")),
+        _ => println!(
+            "data-plane {} node {id}: requests on http://{data}, health and metrics on http://{admin}",
+            env!("CARGO_PKG_VERSION")
+        ),
     }
     shutdown.asked().await;
     runtime::task::spawn_blocking("stop", move || running.join()).await?;

@@ -122,8 +122,8 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("creating the data folder {}", config.data_dir.display()))?;
     let workers = config.workers();
-    let listeners = listeners(config.listen, workers)
-        .with_context(|| format!("listening on {} (--listen)", config.listen))?;
+    let listeners =
+        listeners(config.listen, workers).with_context(|| format!("listening on {} (--listen)", config.listen))?;
     let data_addr = listeners.first().context("a node needs at least one thread")?.local_addr()?;
     let admin = std::net::TcpListener::bind(config.admin_listen)
         .with_context(|| format!("listening on {} (--admin-listen)", config.admin_listen))?;
@@ -399,5 +399,6 @@ fn load(node: &Arc<Node>, spools: &[Arc<journal::Spool>]) -> Arc<dyn Fn() -> pro
 }
 
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "node".to_owned(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "node".to_owned(), |name| name.trim().to_owned())
 }

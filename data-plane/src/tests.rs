@@ -54,15 +54,24 @@ impl TestNode {
         _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         seed(&folder, upstream);
-        let fixed = ["node", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--threads=1",
-                     "--egress-allow-private=true", "--drain-delay-ms=0", "--connect-timeout-ms=500"];
+        let fixed = [
+            "node",
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--threads=1",
+            "--egress-allow-private=true",
+            "--drain-delay-ms=0",
+            "--connect-timeout-ms=500",
+        ];
         let mut config = Arguments::parse_from(fixed.iter().chain(flags)).node;
         config.data_dir.clone_from(&folder);
         let (trigger, shutdown) = shutdown::channel();
         let nobody = Dialer::new("nobody", || async {
             Err::<TcpStream, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
         });
-        let running = start(config, Control::Local { dialer: nobody, node_id: NodeId::from_u128(1) }, shutdown).await.expect("the node starts");
+        let running = start(config, Control::Local { dialer: nobody, node_id: NodeId::from_u128(1) }, shutdown)
+            .await
+            .expect("the node starts");
         let (data, admin) = (running.data_addr, running.admin_addr);
         Self { running: Some(running), trigger, folder, data, admin }
     }
@@ -102,7 +111,9 @@ fn finals_in(folder: &std::path::Path) -> Vec<proto::UsageRecord> {
 async fn send_to(to: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(to).await.expect("it listens");
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+    );
     stream.write_all(head.as_bytes()).await.expect("it reads");
     // A refusal may come before the body is read.
     _ = stream.write_all(body.as_bytes()).await;
@@ -141,11 +152,18 @@ fn seed(folder: &std::path::Path, upstream: Option<&Upstream>) {
         ..Default::default()
     };
     let url = upstream.map(|u| format!("http://{}/base", u.address)).unwrap_or_default();
-    let mut price = proto::Price { input: 1_000_000_000, output: 2_000_000_000, reasoning: 2_000_000_000, ..Default::default() };
+    let mut price =
+        proto::Price { input: 1_000_000_000, output: 2_000_000_000, reasoning: 2_000_000_000, ..Default::default() };
     price.id = shared::money::price_id(&price);
-    let facts = |kind: &str| proto::ModelFacts { r#type: kind.into(), prices: vec![price.clone()], ..Default::default() };
+    let facts =
+        |kind: &str| proto::ModelFacts { r#type: kind.into(), prices: vec![price.clone()], ..Default::default() };
     let offering = |vendor: &str, model: &str, kind: &str| {
-        let message = proto::CatalogOffering { vendor: vendor.into(), model: model.into(), facts: Some(facts(kind)), ..Default::default() };
+        let message = proto::CatalogOffering {
+            vendor: vendor.into(),
+            model: model.into(),
+            facts: Some(facts(kind)),
+            ..Default::default()
+        };
         resource("catalog_offering", &format!("{vendor}/{model}"), &message)
     };
     let shared = scope(
@@ -166,12 +184,20 @@ fn seed(folder: &std::path::Path, upstream: Option<&Upstream>) {
         ..Default::default()
     };
     let mut resources = vec![
-        resource("workspace", &workspace.to_string(), &proto::Workspace { id: workspace.to_string(), key: "w".into(), ..Default::default() }),
+        resource(
+            "workspace",
+            &workspace.to_string(),
+            &proto::Workspace { id: workspace.to_string(), key: "w".into(), ..Default::default() },
+        ),
         resource("project", &project, &proto::Project { id: project.clone(), key: "default".into(), disabled: false }),
         resource("provider", &ProviderId::from_u128(3).to_string(), &provider(3, "sandbox", "sandbox")),
     ];
     if upstream.is_some() {
-        resources.push(resource("provider", &ProviderId::from_u128(4).to_string(), &provider(4, "scripted", "scripted")));
+        resources.push(resource(
+            "provider",
+            &ProviderId::from_u128(4).to_string(),
+            &provider(4, "scripted", "scripted"),
+        ));
         for (n, name) in [(5, "one"), (6, "two")] {
             let model = proto::Model {
                 id: ModelId::from_u128(n).to_string(),
@@ -217,8 +243,14 @@ async fn the_sandbox_answers_whole_streamed_and_embedded() {
     assert_eq!(status, 200, "{answer}");
     let answer: Value = serde_json::from_str(&answer).expect("JSON");
     assert_eq!(answer.pointer("/choices/0/message/content"), Some(&json!("one two three")));
-    for header in ["x-request-id: req_", "x-pointsman-resolved-model: sandbox/echo", "x-pointsman-attempts: 1",
-                   "x-pointsman-fallback-level: 0", "x-pointsman-cost-usd: 0.000009000", "x-pointsman-reason: model:sandbox/echo"] {
+    for header in [
+        "x-request-id: req_",
+        "x-pointsman-resolved-model: sandbox/echo",
+        "x-pointsman-attempts: 1",
+        "x-pointsman-fallback-level: 0",
+        "x-pointsman-cost-usd: 0.000009000",
+        "x-pointsman-reason: model:sandbox/echo",
+    ] {
         assert!(head.contains(header), "{header} in {head}");
     }
     let mut streamed = body.clone();
@@ -228,7 +260,8 @@ async fn the_sandbox_answers_whole_streamed_and_embedded() {
     assert!(head.contains("content-type: text/event-stream"), "{head}");
     assert!(answer.ends_with("data: [DONE]\n\n") && !answer.contains("\"choices\":[]"), "{answer}");
     let headers = format!("x-api-key: {KEY}\r\n");
-    let (status, _, answer) = node.send("POST", "/v3/router/embeddings", &headers, r#"{"model":"sandbox/embed","input":"a b"}"#).await;
+    let (status, _, answer) =
+        node.send("POST", "/v3/router/embeddings", &headers, r#"{"model":"sandbox/embed","input":"a b"}"#).await;
     assert_eq!(status, 200, "{answer}");
     let (status, _, list) = node.send("GET", "/v1/models", &headers, "").await;
     assert!(status == 200 && list.contains("sandbox/echo"), "{list}");
@@ -239,7 +272,14 @@ async fn the_sandbox_answers_whole_streamed_and_embedded() {
 
     let records = node.stop().await;
     let used: Vec<_> = records.iter().map(|r| (r.endpoint.as_str(), r.status, r.cost_nanos, r.stream)).collect();
-    assert_eq!(used, [("chat_completions", 200, 9_000, false), ("chat_completions", 200, 9_000, true), ("embeddings", 200, 2_000, false)]);
+    assert_eq!(
+        used,
+        [
+            ("chat_completions", 200, 9_000, false),
+            ("chat_completions", 200, 9_000, true),
+            ("embeddings", 200, 2_000, false)
+        ]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,8 +293,22 @@ async fn refusals_cost_nothing_and_reach_nobody() {
         ("POST", "/v1/chat/completions", "authorization: Bearer nope\r\n", good, 401, "invalid_api_key"),
         ("POST", "/v1/chat/completions", &*auth, "{", 400, "invalid_json"),
         ("POST", "/v1/chat/completions", &auth, r#"{"model":"scripted/one"}"#, 400, "missing_required_parameter"),
-        ("POST", "/v1/chat/completions", &auth, r#"{"model":"none/one","messages":[{"role":"user","content":"x"}]}"#, 404, "model_not_found"),
-        ("POST", "/v1/chat/completions", &format!("{auth}content-encoding: gzip\r\n"), good, 415, "content_encoding_not_supported"),
+        (
+            "POST",
+            "/v1/chat/completions",
+            &auth,
+            r#"{"model":"none/one","messages":[{"role":"user","content":"x"}]}"#,
+            404,
+            "model_not_found",
+        ),
+        (
+            "POST",
+            "/v1/chat/completions",
+            &format!("{auth}content-encoding: gzip\r\n"),
+            good,
+            415,
+            "content_encoding_not_supported",
+        ),
         ("GET", "/v1/chat/completions", &auth, "", 405, "method_not_allowed"),
         ("POST", "/v1/nothing", &auth, "", 404, "not_found"),
     ];
@@ -276,12 +330,19 @@ async fn bytes_pass_untouched_and_failures_move_on() {
     upstream.script("one", &["500 {\"error\":{\"message\":\"boom\"}}", "500 {}", "500 {}"]);
     let reply = r#"{"id":"x", "choices":[{"index":0,"message":{"role":"assistant","content":"hi \u00e9"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5},"odd":[1, 2]}"#;
     upstream.script("two", &[&format!("200 {reply}")]);
-    let body = json!({"models": ["scripted/one", "scripted/two"], "messages": [{"role": "user", "content": "x"}], "top_k": 3});
+    let body =
+        json!({"models": ["scripted/one", "scripted/two"], "messages": [{"role": "user", "content": "x"}], "top_k": 3});
     let (status, head, answer) = node.chat(&body).await;
     assert_eq!((status, answer.as_str()), (200, reply), "{head}");
-    assert!(head.contains("x-pointsman-fallback-level: 1") && head.contains("x-pointsman-resolved-model: scripted/two"), "{head}");
+    assert!(
+        head.contains("x-pointsman-fallback-level: 1") && head.contains("x-pointsman-resolved-model: scripted/two"),
+        "{head}"
+    );
     let sent = upstream.last_request();
-    assert!(sent.contains("authorization: Bearer upstream-secret") && sent.starts_with("POST /base/chat/completions"), "{sent}");
+    assert!(
+        sent.contains("authorization: Bearer upstream-secret") && sent.starts_with("POST /base/chat/completions"),
+        "{sent}"
+    );
     assert!(!sent.contains(KEY) && sent.contains("\"top_k\":3") && !sent.contains("\"models\""), "{sent}");
     let (_, _, breakers) = send_to(node.admin, "GET", "/breakers", "", "").await;
     assert!(breakers.starts_with('['), "{breakers}");
@@ -296,11 +357,17 @@ async fn bytes_pass_untouched_and_failures_move_on() {
 async fn a_broken_stream_ends_with_an_error_event_and_is_metered() {
     let upstream = Upstream::start().await;
     let node = TestNode::start(Some(&upstream)).await;
-    upstream.script("one", &["stream-cut data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half an answer\"}}]}\n\n"]);
+    upstream.script(
+        "one",
+        &["stream-cut data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half an answer\"}}]}\n\n"],
+    );
     let body = json!({"model": "scripted/one", "stream": true, "messages": [{"role": "user", "content": "x"}]});
     let (status, _, answer) = node.chat(&body).await;
     assert_eq!(status, 200);
-    assert!(answer.contains("half an answer") && answer.contains("\"error\"") && !answer.contains("[DONE]"), "{answer}");
+    assert!(
+        answer.contains("half an answer") && answer.contains("\"error\"") && !answer.contains("[DONE]"),
+        "{answer}"
+    );
     let records = node.stop().await;
     let [record] = records.as_slice() else { panic!("{records:?}") };
     assert_eq!(record.outcome(), proto::Outcome::Cut);
@@ -314,7 +381,10 @@ async fn a_caller_that_leaves_cancels_the_call() {
     upstream.script("one", &["hang"]);
     let body = json!({"model": "scripted/one", "messages": [{"role": "user", "content": "x"}]}).to_string();
     let mut stream = TcpStream::connect(node.data).await.expect("it listens");
-    let head = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nauthorization: Bearer {KEY}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nauthorization: Bearer {KEY}\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     stream.write_all(head.as_bytes()).await.expect("it reads");
     upstream.wait_for_requests(1).await;
     drop(stream);

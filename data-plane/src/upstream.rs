@@ -202,9 +202,8 @@ pub fn broken(error: &hyper::Error) -> Failure {
 /// Reads a whole body, at most `limit` bytes.
 pub async fn read_whole(body: Incoming, limit: usize, until: Instant) -> Result<Bytes, Failure> {
     let mut body = body;
-    let too_large = |TooLarge| {
-        Failure::new(FailureKind::BadReply, format!("the provider's answer is larger than {limit} bytes"))
-    };
+    let too_large =
+        |TooLarge| Failure::new(FailureKind::BadReply, format!("the provider's answer is larger than {limit} bytes"));
     let mut gather = Gather::new(limit, http_body::Body::size_hint(&body).lower()).map_err(too_large)?;
     loop {
         match timeout_at(until, next_data(&mut body)).await {

@@ -132,8 +132,14 @@ mod tests {
         let text = id.to_string();
         assert_eq!(text.parse(), Ok(id));
         let bad = Err(BadId { prefix: "prj" });
-        for wrong in [text.to_uppercase(), text.replace("prj", "key"), format!("{text}0"), String::new(),
-                      "prj_".into(), format!("prj_{}", "g".repeat(32))] {
+        for wrong in [
+            text.to_uppercase(),
+            text.replace("prj", "key"),
+            format!("{text}0"),
+            String::new(),
+            "prj_".into(),
+            format!("prj_{}", "g".repeat(32)),
+        ] {
             assert_eq!(wrong.parse::<ProjectId>(), bad, "{wrong}");
         }
     }

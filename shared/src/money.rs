@@ -72,10 +72,8 @@ impl std::str::FromStr for Nanos {
         }
         let parse = |s: &str| s.parse::<i64>().map_err(|_| BadAmount::TooLarge);
         let nanos = parse(&format!("{fraction:0<9}"))?;
-        let amount = parse(whole)?
-            .checked_mul(1_000_000_000)
-            .and_then(|w| w.checked_add(nanos))
-            .ok_or(BadAmount::TooLarge)?;
+        let amount =
+            parse(whole)?.checked_mul(1_000_000_000).and_then(|w| w.checked_add(nanos)).ok_or(BadAmount::TooLarge)?;
         Ok(Self(if negative { -amount } else { amount }))
     }
 }
@@ -177,9 +175,8 @@ mod tests {
             ..Default::default()
         };
         let rows = [row(1, 0, 0, ""), row(2, 0, 200, ""), row(3, 0, 0, "flex"), row(4, 1_000, 0, "")];
-        let pick = |input, tier, now| {
-            select(&rows, &Tokens { input, ..Default::default() }, tier, now).map(|p| p.input)
-        };
+        let pick =
+            |input, tier, now| select(&rows, &Tokens { input, ..Default::default() }, tier, now).map(|p| p.input);
         assert_eq!(pick(100, "", 0), Some(1));
         assert_eq!(pick(200, "", 0), Some(1));
         assert_eq!(pick(201, "", 0), Some(2));

@@ -355,10 +355,7 @@ pub struct Hello {
     #[prost(message, optional, tag = "6")]
     pub limits: ::core::option::Option<Limits>,
     #[prost(map = "string, string", tag = "7")]
-    pub labels: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        ::prost::alloc::string::String,
-    >,
+    pub labels: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
     /// Lineage that `held` belongs to, 16 bytes; empty = holds nothing.
     #[prost(bytes = "vec", tag = "8")]
     pub lineage: ::prost::alloc::vec::Vec<u8>,

@@ -40,8 +40,13 @@ fn rows() -> Vec<(&'static str, bool, Script, Want)> {
         ("an array", false, body("[]"), bad),
         ("text", false, body("\"hello\""), bad),
         ("deep", false, body(&"[".repeat(100_000)), bad),
-        ("error inside 200", false, Script::ok().with(Content::Error { code: "server_error".into() }), bad),
-        ("no choices", false, body(r#"{"choices":[]}"#), ok),
+        (
+            "error inside 200",
+            false,
+            Script::ok().with(Content::Error { code: "server_error".into() }),
+            Plain(502, "upstream_error"),
+        ),
+        ("no choices", false, body(r#"{"choices":[]}"#), bad),
         ("content null", false, body(r#"{"choices":[{"message":{"content":null}}]}"#), ok),
         // What it says about tokens.
         ("usage absent", false, Script::ok().reporting(Report::Absent), ok),

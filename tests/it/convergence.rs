@@ -92,7 +92,14 @@ async fn a_script_can_wait_for_its_change() {
     let answer = house.admin.post("/workspaces/default/aliases", &body).await.expect("an answer").good().expect("made");
     let change = answer.header("x-pointsman-change").to_owned();
     assert!(change.starts_with("chg_"), "{:?}", answer.headers);
-    let state = house.admin.get(&format!("/changes/{change}?wait_ms=10000")).await.expect("an answer").good().expect("known").json();
+    let state = house
+        .admin
+        .get(&format!("/changes/{change}?wait_ms=10000"))
+        .await
+        .expect("an answer")
+        .good()
+        .expect("known")
+        .json();
     // No further waiting: that was the waiting.
     let model = house.caller().get("/v1/models/awaited").await.expect("an answer");
     assert_eq!(model.status, 200, "{state}");

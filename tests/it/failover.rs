@@ -70,7 +70,7 @@ async fn not_for_the_callers_mistakes() {
         let answer = ask(&house, &chat("both", false)).await;
         assert_eq!(answer.status, status, "{}", answer.text());
         assert_eq!(house.provider.count() - before, 1, "asked once");
-        let own = &house.provider.seen().pop().expect("asked").answer_hash;
+        let own = &house.provider.settled().await.pop().expect("asked").answer_hash;
         assert_eq!(&answer.body_hash(), own, "the provider's own words");
     }
 }

@@ -42,7 +42,7 @@ async fn chat_bytes_pass_untouched() {
         let headers = [("cookie", "a=b"), ("x-api-key", house.api_key.as_str())];
         let answer = caller.send(http::Method::POST, path, ODD.into(), &headers).await.expect("an answer");
         assert_eq!(answer.status, 200, "{}", answer.text());
-        let seen = house.provider.seen().remove(before);
+        let seen = house.provider.settled().await.remove(before);
         let expected = ODD.replace("\"scripted/chat\"", "\"chat\"");
         assert_eq!(String::from_utf8_lossy(&seen.body), expected, "only the model's name is changed");
         assert_eq!(answer.body_hash(), seen.answer_hash, "the answer is the provider's, byte for byte");
@@ -72,7 +72,7 @@ async fn streams_pass_and_the_usage_chunk_is_for_who_asked() {
         assert_eq!(events.last().map(String::as_str), Some("data: [DONE]\n\n"));
         let usage = events.iter().filter(|e| e.contains("\"usage\":{")).count();
         assert_eq!(usage, usize::from(asked), "{events:#?}");
-        let seen = house.provider.seen().pop().expect("it was asked");
+        let seen = house.provider.settled().await.pop().expect("it was asked");
         let forwarded: Value = serde_json::from_slice(&seen.body).expect("JSON");
         assert_eq!(forwarded["stream_options"]["include_usage"], json!(true), "we always ask");
         assert!(seen.reported.is_some());
@@ -92,15 +92,15 @@ async fn embeddings_models_and_wrong_keys() {
             let body = json!({"model": "scripted/embed", "input": input, "encoding_format": encoding});
             let answer = caller.post("/v1/embeddings", &body).await.expect("an answer");
             assert_eq!(answer.status, 200, "{}", answer.text());
-            assert_eq!(answer.body_hash(), house.provider.seen().pop().expect("asked").answer_hash);
+            assert_eq!(answer.body_hash(), house.provider.settled().await.pop().expect("asked").answer_hash);
         }
     }
     for prefix in ["/v1", "/v3/router"] {
         let list = caller.get(&format!("{prefix}/models")).await.expect("a list").json();
         let names: Vec<&str> = list["data"].as_array().expect("data").iter().filter_map(|m| m["id"].as_str()).collect();
-        assert!(names.contains(&"scripted/chat") && names.contains(&"scripted/embed"), "{names:?}");
-        let one = caller.get(&format!("{prefix}/models/scripted/chat")).await.expect("a model");
-        assert_eq!((one.status, one.json()["id"].as_str()), (200, Some("scripted/chat")));
+        assert!(names.contains(&"default@scripted/chat") && names.contains(&"default@scripted/embed"), "{names:?}");
+        let one = caller.get(&format!("{prefix}/models/default@scripted/chat")).await.expect("a model");
+        assert_eq!((one.status, one.json()["id"].as_str()), (200, Some("default@scripted/chat")));
         assert_eq!(caller.get(&format!("{prefix}/models/scripted/none")).await.expect("an answer").status, 404);
     }
     let stranger = house.caller_with("pm_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA_000000");
@@ -132,7 +132,7 @@ async fn large_bodies_pass() {
     let body = json!({"model": "scripted/chat", "messages": [{"role": "user", "content": text}]}).to_string();
     let answer = house.caller().send(http::Method::POST, "/v1/chat/completions", body.clone().into(), &[]).await;
     assert_eq!(answer.expect("an answer").status, 200);
-    let seen = house.provider.seen().pop().expect("asked");
+    let seen = house.provider.settled().await.pop().expect("asked");
     let expected = body.replace("\"scripted/chat\"", "\"chat\"");
     let hash = ring::digest::digest(&ring::digest::SHA256, expected.as_bytes());
     assert_eq!(seen.body_hash, hex(hash.as_ref()));

@@ -21,7 +21,7 @@ async fn a_house_on_postgresql() {
     let (base, _) = url.rsplit_once('/').expect("a URL with a database");
     // A task of its own, so that its panic does not leave the database behind.
     let through = through_the_house(format!("{base}/{name}"));
-    let outcome = LocalSet::new().run_until(tokio::task::spawn_local(through)).await;
+    let outcome = LocalSet::new().run_until(async { tokio::task::spawn_local(through).await }).await;
 
     let dropped = server.execute(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"))).await;
     outcome.expect("the house works on PostgreSQL");

@@ -113,6 +113,16 @@ impl ScriptedProvider {
         self.state.lock().book.seen()
     }
 
+    /// The same once no answer is being written any more, at most two seconds later: the router may
+    /// have passed on the last byte before the provider has noted that it wrote it.
+    pub async fn settled(&self) -> Vec<Seen> {
+        let quiet = crate::wait::until(std::time::Duration::from_secs(2), "answers noted", async || {
+            let seen = self.seen();
+            seen.iter().all(|s| s.delivery != Delivery::Open).then_some(seen)
+        });
+        quiet.await.unwrap_or_else(|_| self.seen())
+    }
+
     /// Number of requests so far.
     pub fn count(&self) -> u64 {
         self.state.lock().book.count()

@@ -293,7 +293,8 @@ impl Check for Model {
             faults.rule("base_url", url::base_url(url, &provider.vendor));
         }
         if !self.private && !references.offers(&provider.vendor, &self.name) {
-            let message = format!("the catalogue has no {}/{}; set private for a model of your own", provider.vendor, self.name);
+            let message =
+                format!("the catalogue has no {}/{}; set private for a model of your own", provider.vendor, self.name);
             faults.add("name", "unknown_reference", message);
         }
         faults.0
@@ -353,7 +354,8 @@ impl Check for Alias {
 }
 
 fn check_target(path: &str, target: &str, references: &dyn References, faults: &mut Faults) {
-    let Some((slug, model)) = target.split_once('/').filter(|(slug, model)| !slug.is_empty() && !model.is_empty()) else {
+    let Some((slug, model)) = target.split_once('/').filter(|(slug, model)| !slug.is_empty() && !model.is_empty())
+    else {
         return faults.value(path, "must have the form provider/model");
     };
     let found = references.provider_named(slug).and_then(|id| Some((id, references.provider(&id)?)));
@@ -400,7 +402,8 @@ impl Check for ApiKey {
         faults.at_most("addresses", self.addresses.len(), MAX_ADDRESSES);
         for (at, block) in self.addresses.iter().enumerate() {
             if Addresses::parse([block.as_str()]).is_err() {
-                faults.value(format!("addresses[{at}]"), "must be an address block such as 10.0.0.0/8 or 2001:db8::/32");
+                faults
+                    .value(format!("addresses[{at}]"), "must be an address block such as 10.0.0.0/8 or 2001:db8::/32");
             }
         }
         faults.0

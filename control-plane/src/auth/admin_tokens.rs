@@ -358,7 +358,10 @@ async fn keep_an_operator(tx: &mut Tx, except: &str) -> Result<(), ApiError> {
     if others > 0 {
         return Ok(());
     }
-    Err(ApiError::new(Code::Protected, "this is the last operator token that is on and does not expire; make another first"))
+    Err(ApiError::new(
+        Code::Protected,
+        "this is the last operator token that is on and does not expire; make another first",
+    ))
 }
 
 struct Deed<'a> {
@@ -371,7 +374,8 @@ struct Deed<'a> {
 impl Deed<'_> {
     async fn record(&self, tx: &mut Tx, before: Option<&Row>, after: Option<&Row>) -> Result<(), ApiError> {
         let now_ms = self.app.now_ms();
-        let text = |row: Option<&Row>| row.map(|r| serde_json::to_string(&r.view()).map_err(ApiError::internal)).transpose();
+        let text =
+            |row: Option<&Row>| row.map(|r| serde_json::to_string(&r.view()).map_err(ApiError::internal)).transpose();
         let (before_text, after_text) = (text(before)?, text(after)?);
         let change_id = ChangeId::new(u64::try_from(now_ms).unwrap_or_default(), runtime::random::bytes()).to_string();
         let line = AuditLine {

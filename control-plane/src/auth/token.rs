@@ -32,8 +32,7 @@ pub fn is_well_formed(prefix: &str, text: &str) -> bool {
             random.len() == RANDOM_LEN && random.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         })
     };
-    text.rsplit_once('_')
-        .is_some_and(|(body, sum)| sum.len() == CHECKSUM_LEN && sum == checksum(body) && random(body))
+    text.rsplit_once('_').is_some_and(|(body, sum)| sum.len() == CHECKSUM_LEN && sum == checksum(body) && random(body))
 }
 
 /// Hex SHA-256 of the whole text, as the database keeps it. The text has 256 random bits, so a slow

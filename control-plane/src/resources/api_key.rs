@@ -20,10 +20,8 @@ impl Noun for ApiKeys {
         ["/api/v1/workspaces/{workspace}/api-keys", "/api/v1/workspaces/{workspace}/api-keys/{id}"];
     const TAG: &'static str = "api-keys";
     const NAME_FIELD: &'static str = "name";
-    const FILTERS: &'static [ListFilter] = &[
-        ListFilter { query: "project_id", on: FilterOn::Parent, description: "Those of this project" },
-        DISABLED,
-    ];
+    const FILTERS: &'static [ListFilter] =
+        &[ListFilter { query: "project_id", on: FilterOn::Parent, description: "Those of this project" }, DISABLED];
     const SET_BY_US: &'static [&'static str] = &["hash", "hint"];
     const HIDDEN: &'static [&'static str] = &["hash"];
 

@@ -27,11 +27,11 @@ pub(super) fn routes() -> Vec<Route> {
         "intact": { "type": "boolean" }, "lines": { "type": "integer" }, "broken_at": { "type": ["integer", "null"] },
     } });
     vec![
-        Route::get(LIST, access, list)
-            .tag("audit")
-            .summary("Who changed what, newest first")
-            .paged()
-            .answers_schema(200, "A page", page_schema(line)),
+        Route::get(LIST, access, list).tag("audit").summary("Who changed what, newest first").paged().answers_schema(
+            200,
+            "A page",
+            page_schema(line),
+        ),
         Route::get("/api/v1/workspaces/{workspace}/audit/verification", access, verification)
             .tag("audit")
             .summary("Whether the chain of hashes is intact")

@@ -149,7 +149,8 @@ pub(super) async fn unused(writing: &mut Writing, children: &[(&str, &str)]) -> 
 pub(super) async fn targeting(writing: &mut Writing, is_meant: impl Fn(&str) -> bool) -> Result<(), ApiError> {
     let aliases = writing.all("alias").await?;
     let users = aliases.into_iter().filter(|object| {
-        serde_json::from_str::<Alias>(&object.doc).is_ok_and(|alias| alias.targets.iter().any(|target| is_meant(target)))
+        serde_json::from_str::<Alias>(&object.doc)
+            .is_ok_and(|alias| alias.targets.iter().any(|target| is_meant(target)))
     });
     in_use(users.map(|object| format!("{} ({})", object.id, object.name)))
 }

@@ -51,7 +51,8 @@ pub async fn lineage(db: &Db) -> Result<[u8; 16], ApiError> {
         .bind(fresh)
         .execute(db.pool())
         .await?;
-    let (text,): (String,) = sqlx::query_as("SELECT value FROM meta WHERE name = 'lineage'").fetch_one(db.pool()).await?;
+    let (text,): (String,) =
+        sqlx::query_as("SELECT value FROM meta WHERE name = 'lineage'").fetch_one(db.pool()).await?;
     let bits = u128::from_str_radix(&text, 16).map_err(|e| ApiError::internal(format!("meta.lineage: {e}")))?;
     Ok(bits.to_be_bytes())
 }
@@ -143,10 +144,11 @@ pub async fn first_start(app: &App, catalog: &Catalog) -> Result<Option<FirstSta
         Err(e) if e.code == Code::AlreadyExists => return Ok(None),
         Err(e) => return Err(e),
     };
-    let claimed = sqlx::query("INSERT INTO meta (name, value) VALUES ('first_start', $1) ON CONFLICT (name) DO NOTHING")
-        .bind(app.now_ms().to_string())
-        .execute(writing.connection())
-        .await?;
+    let claimed =
+        sqlx::query("INSERT INTO meta (name, value) VALUES ('first_start', $1) ON CONFLICT (name) DO NOTHING")
+            .bind(app.now_ms().to_string())
+            .execute(writing.connection())
+            .await?;
     if claimed.rows_affected() == 0 {
         return Ok(None);
     }

@@ -7,19 +7,23 @@
 //! and writes, in the same transaction: the object, its history line, its audit line and its outbox
 //! line. It knows nothing of what documents mean.
 
+mod audit_line;
+mod read;
+
 use serde::Serialize;
-use shared::digest::sha256;
 use shared::ids::{AdminTokenId, ChangeId};
 use shared::snapshot::SHARED_SCOPE;
 use sqlx::AnyConnection;
 
 use crate::app::App;
 use crate::auth::Tenant;
-use crate::auth::token::hex;
 use crate::db::{Engine, Tx};
 use crate::error::{ApiError, Code};
 use crate::rest::{Claim, Reply};
 use crate::vault::{Place, Secret};
+
+pub use audit_line::AuditLine;
+pub use read::{Filter, find, find_named, list};
 
 /// Where objects live: a workspace, or what all share. Only a [`Tenant`] gives the former.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,11 +252,12 @@ impl Writing {
     /// # Errors
     /// When the database fails.
     pub async fn next_secret_version(&mut self, id: &str) -> Result<i64, ApiError> {
-        let (last,): (i64,) = sqlx::query_as("SELECT COALESCE(MAX(version), 0) FROM secrets WHERE id = $1 AND scope = $2")
-            .bind(id)
-            .bind(&*self.scope.0)
-            .fetch_one(&mut *self.tx)
-            .await?;
+        let (last,): (i64,) =
+            sqlx::query_as("SELECT COALESCE(MAX(version), 0) FROM secrets WHERE id = $1 AND scope = $2")
+                .bind(id)
+                .bind(&*self.scope.0)
+                .fetch_one(&mut *self.tx)
+                .await?;
         Ok(last + 1)
     }
 
@@ -290,8 +295,15 @@ impl Writing {
     /// Makes an object.
     ///
     /// # Errors
-    /// [`Code::AlreadyExists`], naming the field, when a sibling has the name.
-    pub async fn create(&mut self, kind: &str, id: &str, naming: Naming<'_>, doc: &impl Serialize) -> Result<Changed, ApiError> {
+    /// [`Code::AlreadyExists`], naming the field, when a sibling has the name; [`Code::LimitExceeded`]
+    /// when the scope would outgrow the smallest node.
+    pub async fn create(
+        &mut self,
+        kind: &str,
+        id: &str,
+        naming: Naming<'_>,
+        doc: &impl Serialize,
+    ) -> Result<Changed, ApiError> {
         if self.find_named(kind, naming.parent, naming.name).await?.is_some() {
             return Err(taken(naming.field, naming.name));
         }
@@ -305,6 +317,7 @@ impl Writing {
             created_at_ms: self.now_ms,
             updated_at_ms: self.now_ms,
         };
+        self.check_size(&object, 1)?;
         self.write(&object, false).await?;
         self.record(Deed::Create, None, Some(object)).await
     }
@@ -314,12 +327,12 @@ impl Writing {
     /// # Errors
     /// When the database fails.
     pub async fn update(&mut self, old: &Object, doc: &impl Serialize) -> Result<Changed, ApiError> {
-        let object = Object {
-            doc: text(doc)?,
-            revision: self.advance().await?,
-            updated_at_ms: self.now_ms,
-            ..old.clone()
-        };
+        let object =
+            Object { doc: text(doc)?, revision: self.advance().await?, updated_at_ms: self.now_ms, ..old.clone() };
+        // An update that makes the object smaller always passes: it may be the way out.
+        if object.doc.len() > old.doc.len() {
+            self.check_size(&object, 0)?;
+        }
         self.write(&object, false).await?;
         self.record(Deed::Update, Some(old), Some(object)).await
     }
@@ -356,7 +369,8 @@ impl Writing {
     pub async fn bulk(&mut self, upserts: &[Object], removals: &[Object], note: &str) -> Result<(), ApiError> {
         let revision = self.advance().await?;
         let at = |object: &Object| Object { revision, updated_at_ms: self.now_ms, ..object.clone() };
-        let rows: Vec<_> = upserts.iter().map(|o| (at(o), false)).chain(removals.iter().map(|o| (at(o), true))).collect();
+        let rows: Vec<_> =
+            upserts.iter().map(|o| (at(o), false)).chain(removals.iter().map(|o| (at(o), true))).collect();
         for (object, deleted) in &rows {
             self.write(object, *deleted).await?;
         }
@@ -385,6 +399,13 @@ impl Writing {
         self.tx.commit().await?;
         self.app.wake();
         Ok(())
+    }
+
+    /// S12: what no node could take is refused here and not held back later.
+    fn check_size(&self, object: &Object, more: u64) -> Result<(), ApiError> {
+        let bytes = object.doc.len() as u64;
+        let fits = self.app.publish.check_size(&self.scope.0, bytes, more);
+        fits.map_err(|e| ApiError::new(Code::LimitExceeded, e.detail))
     }
 
     async fn advance(&mut self) -> Result<i64, ApiError> {
@@ -438,7 +459,12 @@ impl Writing {
     }
 
     /// The audit line and the outbox line. `after` is what stands at the new revision.
-    async fn record(&mut self, deed: Deed, before: Option<&Object>, after: Option<Object>) -> Result<Changed, ApiError> {
+    async fn record(
+        &mut self,
+        deed: Deed,
+        before: Option<&Object>,
+        after: Option<Object>,
+    ) -> Result<Changed, ApiError> {
         let object = after.ok_or_else(|| ApiError::internal("a change without an object"))?;
         let change_id = ChangeId::new(u64::try_from(self.now_ms).unwrap_or_default(), runtime::random::bytes());
         let after = (deed != Deed::Delete).then_some(&*object.doc);
@@ -471,167 +497,13 @@ async fn notify(app: &App, tx: &mut Tx, scope: &str) -> Result<(), ApiError> {
     match app.db.engine() {
         Engine::Sqlite => {}
         Engine::Postgres => {
-            sqlx::query("SELECT CAST(pg_notify('pointsman_changes', $1) AS TEXT)").bind(scope).execute(&mut **tx).await?;
+            sqlx::query("SELECT CAST(pg_notify('pointsman_changes', $1) AS TEXT)")
+                .bind(scope)
+                .execute(&mut **tx)
+                .await?;
         }
     }
     Ok(())
-}
-
-/// A line of the audit. Its hash covers everything it says and the hash before it, so that a changed,
-/// removed or inserted line breaks the chain of its scope.
-#[derive(Debug, Serialize)]
-pub struct AuditLine<'a> {
-    /// Names the change.
-    pub change_id: &'a str,
-    /// Workspace id, `shared`, or `admin` for what belongs to none.
-    pub scope: &'a str,
-    /// Counts up in the scope.
-    pub revision: i64,
-    /// Milliseconds since 1970.
-    pub at_ms: i64,
-    /// Id of an admin token, or `system`.
-    pub actor: &'a str,
-    /// `create`, `update`, `delete`.
-    pub action: &'a str,
-    /// What kind of object.
-    pub kind: &'a str,
-    /// Which.
-    pub object_id: &'a str,
-    /// The document before; never holds a secret.
-    pub before: Option<&'a str>,
-    /// The document afterwards.
-    pub after: Option<&'a str>,
-}
-
-impl AuditLine<'_> {
-    /// The hash of the line behind one with the hash `previous` ("" for the first).
-    ///
-    /// # Errors
-    /// Never in practice: the line is plain text.
-    pub fn hash(&self, previous: &str) -> Result<String, ApiError> {
-        Ok(hex(&sha256(&[previous.as_bytes(), b"\n", text(self)?.as_bytes()])))
-    }
-
-    /// Writes the line at the end of its scope's chain. The caller holds the scope's lock.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn append(&self, tx: &mut Tx) -> Result<(), ApiError> {
-        let last: Option<(String,)> =
-            sqlx::query_as("SELECT hash FROM audit WHERE scope = $1 ORDER BY revision DESC LIMIT 1")
-                .bind(self.scope)
-                .fetch_optional(&mut **tx)
-                .await?;
-        let hash = self.hash(last.as_ref().map_or("", |(hash,)| hash))?;
-        sqlx::query(
-            "INSERT INTO audit (change_id, scope, revision, at_ms, actor, action, kind, object_id, before, after, hash)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-        )
-        .bind(self.change_id)
-        .bind(self.scope)
-        .bind(self.revision)
-        .bind(self.at_ms)
-        .bind(self.actor)
-        .bind(self.action)
-        .bind(self.kind)
-        .bind(self.object_id)
-        .bind(self.before)
-        .bind(self.after)
-        .bind(hash)
-        .execute(&mut **tx)
-        .await?;
-        Ok(())
-    }
-}
-
-/// A living object.
-///
-/// # Errors
-/// When the database fails.
-pub async fn find(on: &mut AnyConnection, scope: &Scope, kind: &str, id: &str) -> Result<Option<Object>, ApiError> {
-    let row = sqlx::query_as(
-        "SELECT kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms FROM objects
-         WHERE scope = $1 AND kind = $2 AND id = $3 AND deleted = 0",
-    )
-    .bind(&*scope.0)
-    .bind(kind)
-    .bind(id)
-    .fetch_optional(on)
-    .await?;
-    Ok(row)
-}
-
-/// A living object by its unique name.
-///
-/// # Errors
-/// When the database fails.
-pub async fn find_named(
-    on: &mut AnyConnection,
-    scope: &Scope,
-    kind: &str,
-    parent: &str,
-    name: &str,
-) -> Result<Option<Object>, ApiError> {
-    let row = sqlx::query_as(
-        "SELECT kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms FROM objects
-         WHERE scope = $1 AND kind = $2 AND parent = $3 AND name = $4 AND deleted = 0",
-    )
-    .bind(&*scope.0)
-    .bind(kind)
-    .bind(parent)
-    .bind(name)
-    .fetch_optional(on)
-    .await?;
-    Ok(row)
-}
-
-/// Which objects a list shows, and from where on.
-#[derive(Debug, Clone, Default)]
-pub struct Filter<'a> {
-    /// `None` = whatever they belong to.
-    pub parent: Option<&'a str>,
-    /// `None` = whatever their name.
-    pub name: Option<&'a str>,
-    /// `None` = on and off.
-    pub disabled: Option<bool>,
-    /// Ids above this.
-    pub after: &'a str,
-    /// At most so many.
-    pub limit: i64,
-}
-
-/// Living objects in order of id.
-///
-/// # Errors
-/// When the database fails.
-pub async fn list(app: &App, scope: &Scope, kind: &str, filter: &Filter<'_>) -> Result<Vec<Object>, ApiError> {
-    // An absent filter is bound as '' (or -1) and holds for every row: the statement stays one text.
-    let statement = match app.db.engine() {
-        Engine::Sqlite => {
-            "SELECT kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms FROM objects
-             WHERE scope = $1 AND kind = $2 AND id > $3 AND deleted = 0 AND ($4 = '' OR parent = $4)
-                 AND ($5 = '' OR name = $5) AND ($6 < 0 OR COALESCE(json_extract(doc, '$.disabled'), 0) = $6)
-             ORDER BY id LIMIT $7"
-        }
-        Engine::Postgres => {
-            "SELECT kind, id, parent, name, doc, revision, created_at_ms, updated_at_ms FROM objects
-             WHERE scope = $1 AND kind = $2 AND id > $3 AND deleted = 0 AND ($4 = '' OR parent = $4)
-                 AND ($5 = '' OR name = $5)
-                 AND ($6 < 0 OR CASE WHEN CAST(doc AS json) ->> 'disabled' = 'true' THEN 1 ELSE 0 END = $6)
-             ORDER BY id LIMIT $7"
-        }
-    };
-    let rows = sqlx::query_as(statement)
-        .bind(&*scope.0)
-        .bind(kind)
-        .bind(filter.after)
-        .bind(filter.parent.unwrap_or_default())
-        .bind(filter.name.unwrap_or_default())
-        .bind(filter.disabled.map_or(-1, i64::from))
-        .bind(filter.limit)
-        .fetch_all(app.db.pool())
-        .await?;
-    Ok(rows)
 }
 
 fn taken(field: &'static str, name: &str) -> ApiError {

@@ -114,7 +114,12 @@ async fn a_refused_write_leaves_nothing() {
             ("POST", PROJECTS, json!({ "key": "default" }), 409),
             ("POST", PROJECTS, json!({ "key": "Bad" }), 422),
             ("POST", "/api/v1/workspaces", json!({ "key": "default" }), 409),
-            ("POST", "/api/v1/workspaces/default/credentials", json!({ "provider_id": "prv_00000000000000000000000000000000", "name": "x", "secret": "canary-secret-1" }), 422),
+            (
+                "POST",
+                "/api/v1/workspaces/default/credentials",
+                json!({ "provider_id": "prv_00000000000000000000000000000000", "name": "x", "secret": "canary-secret-1" }),
+                422,
+            ),
             ("DELETE", "/api/v1/workspaces/default/projects/default", Value::Null, 409),
         ];
         for (method, path, body, status) in cases {
@@ -136,7 +141,8 @@ async fn a_changed_line_breaks_the_audit() {
         assert_eq!(verdict.broken_at, None);
         assert!(verdict.lines >= 5);
         let pool = house.app.db.pool();
-        let refused = sqlx::query("UPDATE audit SET actor = 'mallory' WHERE scope = $1").bind(scope.as_str()).execute(pool).await;
+        let refused =
+            sqlx::query("UPDATE audit SET actor = 'mallory' WHERE scope = $1").bind(scope.as_str()).execute(pool).await;
         assert!(refused.is_err(), "the audit is append-only");
         let lift = match house.engine() {
             Engine::Sqlite => "DROP TRIGGER audit_no_update",
@@ -241,7 +247,11 @@ async fn secrets_are_only_sealed_in_the_database() {
         assert_eq!(open(1, 2, &sealed[1].2).as_deref(), Some("sk-canary-second-5678"));
         assert_eq!((open(1, 1, &sealed[1].2), open(0, 1, "ws_other")), (None, None));
         house.call("DELETE", &format!("{path}/{id}"), None).await;
-        let left: (i64,) = sqlx::query_as("SELECT COUNT(*) FROM secrets WHERE id = $1").bind(&id).fetch_one(house.app.db.pool()).await.expect("a count");
+        let left: (i64,) = sqlx::query_as("SELECT COUNT(*) FROM secrets WHERE id = $1")
+            .bind(&id)
+            .fetch_one(house.app.db.pool())
+            .await
+            .expect("a count");
         assert_eq!(left.0, 0, "the sealed secret goes with its object");
         house.close().await;
     }

@@ -106,7 +106,14 @@ impl Held {
         format!("{}/{}", self.principal, self.key)
     }
 
-    async fn store(&self, app: &App, tx: &mut Tx, status: StatusCode, headers: &str, body: &str) -> Result<(), ApiError> {
+    async fn store(
+        &self,
+        app: &App,
+        tx: &mut Tx,
+        status: StatusCode,
+        headers: &str,
+        body: &str,
+    ) -> Result<(), ApiError> {
         let sealed = app.vault.seal(&self.place(&self.id()), &Secret::new(body));
         let stored = sqlx::query(
             "UPDATE idempotency SET status = $1, headers = $2, body = $3

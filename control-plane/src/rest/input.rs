@@ -65,7 +65,9 @@ impl Params {
     pub fn parsed<T: std::str::FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, ApiError> {
         let Some(text) = self.get(name) else { return Ok(None) };
         let message = format!("must be {expected}");
-        let wrong = || ApiError::new(Code::InvalidQuery, format!("{name}: {message}")).at(name, "invalid_value", message.clone());
+        let wrong = || {
+            ApiError::new(Code::InvalidQuery, format!("{name}: {message}")).at(name, "invalid_value", message.clone())
+        };
         text.parse().map(Some).map_err(|_| wrong())
     }
 

@@ -66,8 +66,7 @@ fn operation(route: &Route) -> Value {
         "parameters": parameters(route),
         "responses": responses(route),
     });
-    let fields = operation.as_object_mut().into_iter();
-    for fields in fields {
+    if let Some(fields) = operation.as_object_mut() {
         if !doc.description.is_empty() {
             fields.insert("description".into(), json!(doc.description));
         }
@@ -102,9 +101,7 @@ fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
 }
 
 fn parameters(route: &Route) -> Vec<Value> {
-    let parameter = |place: &str, name: &str, description: &str, required: bool| {
-        json!({ "in": place, "name": name, "description": description, "required": required, "schema": schema_of(name) })
-    };
+    let parameter = |place: &str, name: &str, description: &str, required: bool| json!({ "in": place, "name": name, "description": description, "required": required, "schema": schema_of(name) });
     let mut all: Vec<Value> = path_parameters(route.path)
         .map(|name| {
             let description = match name {
@@ -177,6 +174,7 @@ fn refusals(route: &Route) -> Vec<Code> {
             Code::InvalidHeader,
             Code::IdempotencyInProgress,
             Code::WriteConflict,
+            Code::LimitExceeded,
             Code::IdempotencyKeyReused,
             Code::BodyTooLarge,
             Code::RequestTimeout,

@@ -79,7 +79,11 @@ fn html(document: &Value) -> String {
         let text = serde_json::to_string_pretty(schema).unwrap_or_default();
         _ = write!(page, "<details id=\"{name}\"><summary><code>{name}</code></summary>");
         fields_html(&mut page, schema);
-        _ = write!(page, "<details><summary>JSON schema</summary><pre>{}</pre></details></details>", escape_text(&text));
+        _ = write!(
+            page,
+            "<details><summary>JSON schema</summary><pre>{}</pre></details></details>",
+            escape_text(&text)
+        );
     }
     page.push_str("</html>");
     page

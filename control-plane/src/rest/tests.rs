@@ -74,37 +74,184 @@ async fn bad_input_is_refused_with_a_code_and_a_path() {
         ("POST", at("/projects"), json!({ "key": "default" }), 409, "already_exists", "key"),
         ("PATCH", at("/projects/default"), json!({ "key": "other" }), 422, "invalid_document", "key"),
         ("PATCH", at("/projects/default"), json!({ "id": "prj_1" }), 422, "invalid_document", "id"),
-        ("PATCH", at("/projects/default"), json!({ "display_name": "z".repeat(201) }), 422, "invalid_document", "display_name"),
+        (
+            "PATCH",
+            at("/projects/default"),
+            json!({ "display_name": "z".repeat(201) }),
+            422,
+            "invalid_document",
+            "display_name",
+        ),
         ("DELETE", at("/projects/default"), none.clone(), 409, "protected", ""),
         ("POST", at("/providers"), json!({ "vendor": "nobody" }), 422, "invalid_document", "vendor"),
         ("POST", at("/providers"), json!({ "vendor": "sandbox" }), 409, "already_exists", "slug"),
-        ("POST", at("/providers"), json!({ "vendor": "openai", "base_url": "http://user@host" }), 422, "invalid_document", "base_url"),
-        ("POST", at("/providers"), json!({ "vendor": "openai", "base_url": "http://2130706433" }), 422, "invalid_document", "base_url"),
-        ("POST", at("/providers"), json!({ "vendor": "openai", "base_url": "sandbox://x" }), 422, "invalid_document", "base_url"),
-        ("POST", at("/providers"), json!({ "vendor": "openai", "timeouts": { "connect_ms": 0 } }), 422, "invalid_document", "timeouts.connect_ms"),
-        ("POST", at("/providers"), json!({ "vendor": "openai", "timeouts": { "x": 0 } }), 422, "invalid_document", "timeouts.x"),
+        (
+            "POST",
+            at("/providers"),
+            json!({ "vendor": "openai", "base_url": "http://user@host" }),
+            422,
+            "invalid_document",
+            "base_url",
+        ),
+        (
+            "POST",
+            at("/providers"),
+            json!({ "vendor": "openai", "base_url": "http://2130706433" }),
+            422,
+            "invalid_document",
+            "base_url",
+        ),
+        (
+            "POST",
+            at("/providers"),
+            json!({ "vendor": "openai", "base_url": "sandbox://x" }),
+            422,
+            "invalid_document",
+            "base_url",
+        ),
+        (
+            "POST",
+            at("/providers"),
+            json!({ "vendor": "openai", "timeouts": { "connect_ms": 0 } }),
+            422,
+            "invalid_document",
+            "timeouts.connect_ms",
+        ),
+        (
+            "POST",
+            at("/providers"),
+            json!({ "vendor": "openai", "timeouts": { "x": 0 } }),
+            422,
+            "invalid_document",
+            "timeouts.x",
+        ),
         ("POST", at("/providers"), json!({ "vendor": "vllm" }), 422, "invalid_document", "base_url"),
         ("POST", at("/providers"), json!({ "vendor": "azure" }), 422, "invalid_document", "parameters.resource"),
-        ("POST", at("/credentials"), json!({ "provider_id": unknown, "name": "x", "secret": "s" }), 422, "invalid_document", "provider_id"),
-        ("POST", at("/credentials"), json!({ "provider_id": "x", "name": "x" }), 422, "invalid_document", "provider_id"),
-        ("POST", at("/credentials"), json!({ "provider_id": provider, "name": "x", "secret": 5 }), 422, "invalid_document", "secret"),
-        ("POST", at("/credentials"), json!({ "provider_id": provider, "name": "x", "secret_version": 1 }), 422, "invalid_document", "secret_version"),
-        ("POST", at("/models"), sandbox_model(json!({ "prices": [{ "input": "-1", "output": "1" }] })), 422, "invalid_document", "prices[0].input"),
-        ("POST", at("/models"), sandbox_model(json!({ "prices": [{ "input": "1e30", "output": "1" }] })), 422, "invalid_document", "prices[0].input"),
-        ("POST", at("/models"), sandbox_model(json!({ "prices": [{ "input": 1, "output": "1" }] })), 422, "invalid_document", "prices[0].input"),
-        ("POST", at("/models"), sandbox_model(json!({ "capabilities": ["flying"] })), 422, "invalid_document", "capabilities[0]"),
-        ("POST", at("/aliases"), json!({ "name": "x", "targets": ["sandbox/none"] }), 422, "invalid_document", "targets[0]"),
-        ("POST", at("/aliases"), json!({ "name": "x", "targets": ["nobody/x"] }), 422, "invalid_document", "targets[0]"),
-        ("POST", at("/aliases"), json!({ "name": "a/b", "targets": ["sandbox/echo"] }), 422, "invalid_document", "name"),
+        (
+            "POST",
+            at("/credentials"),
+            json!({ "provider_id": unknown, "name": "x", "secret": "s" }),
+            422,
+            "invalid_document",
+            "provider_id",
+        ),
+        (
+            "POST",
+            at("/credentials"),
+            json!({ "provider_id": "x", "name": "x" }),
+            422,
+            "invalid_document",
+            "provider_id",
+        ),
+        (
+            "POST",
+            at("/credentials"),
+            json!({ "provider_id": provider, "name": "x", "secret": 5 }),
+            422,
+            "invalid_document",
+            "secret",
+        ),
+        (
+            "POST",
+            at("/credentials"),
+            json!({ "provider_id": provider, "name": "x", "secret_version": 1 }),
+            422,
+            "invalid_document",
+            "secret_version",
+        ),
+        (
+            "POST",
+            at("/models"),
+            sandbox_model(json!({ "prices": [{ "input": "-1", "output": "1" }] })),
+            422,
+            "invalid_document",
+            "prices[0].input",
+        ),
+        (
+            "POST",
+            at("/models"),
+            sandbox_model(json!({ "prices": [{ "input": "1e30", "output": "1" }] })),
+            422,
+            "invalid_document",
+            "prices[0].input",
+        ),
+        (
+            "POST",
+            at("/models"),
+            sandbox_model(json!({ "prices": [{ "input": 1, "output": "1" }] })),
+            422,
+            "invalid_document",
+            "prices[0].input",
+        ),
+        (
+            "POST",
+            at("/models"),
+            sandbox_model(json!({ "capabilities": ["flying"] })),
+            422,
+            "invalid_document",
+            "capabilities[0]",
+        ),
+        (
+            "POST",
+            at("/aliases"),
+            json!({ "name": "x", "targets": ["sandbox/none"] }),
+            422,
+            "invalid_document",
+            "targets[0]",
+        ),
+        (
+            "POST",
+            at("/aliases"),
+            json!({ "name": "x", "targets": ["nobody/x"] }),
+            422,
+            "invalid_document",
+            "targets[0]",
+        ),
+        (
+            "POST",
+            at("/aliases"),
+            json!({ "name": "a/b", "targets": ["sandbox/echo"] }),
+            422,
+            "invalid_document",
+            "name",
+        ),
         ("POST", at("/api-keys"), json!({ "name": "x", "hash": "00" }), 422, "invalid_document", "hash"),
-        ("POST", at("/api-keys"), json!({ "name": "x", "addresses": ["10.0.0.0/33"] }), 422, "invalid_document", "addresses[0]"),
+        (
+            "POST",
+            at("/api-keys"),
+            json!({ "name": "x", "addresses": ["10.0.0.0/33"] }),
+            422,
+            "invalid_document",
+            "addresses[0]",
+        ),
         ("POST", at("/api-keys"), json!({ "name": "x", "scopes": ["admin"] }), 422, "invalid_document", "scopes[0]"),
-        ("POST", at("/api-keys"), json!({ "name": "x", "project_id": "prj_00000000000000000000000000000000" }), 422, "invalid_document", "project_id"),
+        (
+            "POST",
+            at("/api-keys"),
+            json!({ "name": "x", "project_id": "prj_00000000000000000000000000000000" }),
+            422,
+            "invalid_document",
+            "project_id",
+        ),
         ("POST", "/api/v1/workspaces".into(), json!({ "key": "default" }), 409, "already_exists", "key"),
         ("POST", "/api/v1/workspaces".into(), json!({ "key": "shared" }), 422, "invalid_document", "key"),
         ("POST", "/api/v1/admin-tokens".into(), json!({ "name": "x", "role": "god" }), 422, "invalid_document", "role"),
-        ("POST", "/api/v1/admin-tokens".into(), json!({ "name": "", "role": "operator" }), 422, "invalid_document", "name"),
-        ("POST", "/api/v1/admin-tokens".into(), json!({ "name": "x", "role": "workspace_admin" }), 422, "invalid_document", "workspace"),
+        (
+            "POST",
+            "/api/v1/admin-tokens".into(),
+            json!({ "name": "", "role": "operator" }),
+            422,
+            "invalid_document",
+            "name",
+        ),
+        (
+            "POST",
+            "/api/v1/admin-tokens".into(),
+            json!({ "name": "x", "role": "workspace_admin" }),
+            422,
+            "invalid_document",
+            "workspace",
+        ),
     ];
     let before = house.dump().await;
     check(&house, &cases).await;
@@ -149,13 +296,21 @@ async fn every_noun_is_made_read_replaced_changed_and_removed() {
         let nouns = [
             ("/projects", json!({ "key": "chat" }), json!({ "display_name": "Chat" })),
             ("/providers", json!({ "vendor": "groq" }), json!({ "timeouts": { "idle_ms": 5 } })),
-            ("/credentials", json!({ "provider_id": provider, "name": "a", "secret": "sk-1" }), json!({ "name": "b", "weight": 3 })),
+            (
+                "/credentials",
+                json!({ "provider_id": provider, "name": "a", "secret": "sk-1" }),
+                json!({ "name": "b", "weight": 3 }),
+            ),
             (
                 "/models",
                 json!({ "provider_id": provider, "name": "mine", "private": true, "type": "chat" }),
                 json!({ "prices": [{ "input": "0.15", "output": "0.6" }] }),
             ),
-            ("/aliases", json!({ "name": "fast", "targets": ["sandbox/echo"] }), json!({ "targets": ["sandbox/tools", "sandbox/echo"] })),
+            (
+                "/aliases",
+                json!({ "name": "fast", "targets": ["sandbox/echo"] }),
+                json!({ "targets": ["sandbox/tools", "sandbox/echo"] }),
+            ),
             ("/api-keys", json!({ "name": "app" }), json!({ "models": ["sandbox/*"], "expires_at_ms": 5 })),
         ];
         for (path, body, patch) in nouns {
@@ -175,9 +330,11 @@ async fn every_noun_is_made_read_replaced_changed_and_removed() {
                 expected[volatile] = replaced.json()[volatile].clone();
             }
             assert_eq!(replaced.json(), expected, "{path}");
-            let stale = house.call_more("PATCH", &item, &[("if-match", read.header("etag"))], Some(patch.clone())).await;
+            let stale =
+                house.call_more("PATCH", &item, &[("if-match", read.header("etag"))], Some(patch.clone())).await;
             assert_eq!(stale.at("/code"), "revision_mismatch");
-            let changed = house.call_more("PATCH", &item, &[("if-match", replaced.header("etag"))], Some(patch.clone())).await;
+            let changed =
+                house.call_more("PATCH", &item, &[("if-match", replaced.header("etag"))], Some(patch.clone())).await;
             assert_eq!(changed.status, StatusCode::OK, "{path}: {}", changed.text);
             for (field, value) in patch.as_object().expect("an object") {
                 assert_eq!(&changed.json()[field], value, "{path}");
@@ -195,23 +352,27 @@ async fn every_noun_is_made_read_replaced_changed_and_removed() {
 async fn what_is_in_use_stays() {
     let house = House::sqlite().await;
     let provider = house.made(&at("/providers"), json!({ "vendor": "openai" })).await;
-    let credential = house.made(&at("/credentials"), json!({ "provider_id": provider, "name": "a", "secret": "sk-1" })).await;
+    let credential =
+        house.made(&at("/credentials"), json!({ "provider_id": provider, "name": "a", "secret": "sk-1" })).await;
     let model = json!({ "provider_id": provider, "name": "mine", "private": true, "type": "chat" });
     let model = house.made(&at("/models"), model).await;
     let alias = house.made(&at("/aliases"), json!({ "name": "x", "targets": ["openai/mine"] })).await;
     let project = house.made(&at("/projects"), json!({ "key": "p" })).await;
     let key = house.made(&at("/api-keys"), json!({ "name": "k", "project_id": project })).await;
-    let steps = [
-        ("/providers", &provider, &credential),
-        ("/models", &model, &alias),
-        ("/projects", &project, &key),
-    ];
+    let steps = [("/providers", &provider, &credential), ("/models", &model, &alias), ("/projects", &project, &key)];
     for (path, id, user) in steps {
         let refused = house.call("DELETE", &at(&format!("{path}/{id}")), None).await;
         assert_eq!(refused.at("/code"), "in_use");
         assert!(refused.at("/detail").contains(user.as_str()), "{}", refused.text);
     }
-    for (path, id) in [("/aliases", alias), ("/models", model), ("/credentials", credential), ("/providers", provider), ("/api-keys", key), ("/projects", project)] {
+    for (path, id) in [
+        ("/aliases", alias),
+        ("/models", model),
+        ("/credentials", credential),
+        ("/providers", provider),
+        ("/api-keys", key),
+        ("/projects", project),
+    ] {
         let removed = house.call("DELETE", &at(&format!("{path}/{id}")), None).await;
         assert_eq!(removed.status, StatusCode::OK, "{path}: {}", removed.text);
     }
@@ -245,7 +406,11 @@ async fn pages_follow_each_other_and_cursors_are_bound_to_their_list() {
         assert_eq!(walk("&key=p3").await, ["p3"]);
         let next = house.call("GET", &at("/projects?limit=1"), None).await.at("/next");
         let tampered = format!("{}A", &next[..next.len() - 1]);
-        for wrong in [format!("/projects?disabled=true&after={next}"), format!("/providers?after={next}"), format!("/projects?after={tampered}B")] {
+        for wrong in [
+            format!("/projects?disabled=true&after={next}"),
+            format!("/providers?after={next}"),
+            format!("/projects?after={tampered}B"),
+        ] {
             assert_eq!(house.call("GET", &at(&wrong), None).await.at("/code"), "invalid_cursor", "{wrong}");
         }
         house.close().await;
@@ -262,7 +427,11 @@ async fn the_same_key_has_one_effect_and_one_answer() {
         };
         let (first, again) = (send("k1", "a").await, send("k1", "a").await);
         assert_eq!(first.status, StatusCode::CREATED, "{}", first.text);
-        assert_eq!((again.status, &again.text), (first.status, &first.text), "the secret is shown again, not made again");
+        assert_eq!(
+            (again.status, &again.text),
+            (first.status, &first.text),
+            "the secret is shown again, not made again"
+        );
         assert_eq!(again.header("idempotency-replayed"), "true");
         for header in ["location", "etag", "x-pointsman-change"] {
             assert_eq!(first.header(header), again.header(header));
@@ -276,7 +445,9 @@ async fn the_same_key_has_one_effect_and_one_answer() {
         let project = |key: &'static str| {
             let house = &house;
             async move {
-                house.call_more("POST", &at("/projects"), &[("idempotency-key", "p1")], Some(json!({ "key": key }))).await
+                house
+                    .call_more("POST", &at("/projects"), &[("idempotency-key", "p1")], Some(json!({ "key": key })))
+                    .await
             }
         };
         let refused = project("default").await;
@@ -285,7 +456,10 @@ async fn the_same_key_has_one_effect_and_one_answer() {
         assert_eq!(again.header("idempotency-replayed"), "true");
 
         // A claim without an answer: in progress for a minute, then its process is taken to be gone.
-        sqlx::query("UPDATE idempotency SET status = 0 WHERE key = 'k1'").execute(house.app.db.pool()).await.expect("no fault");
+        sqlx::query("UPDATE idempotency SET status = 0 WHERE key = 'k1'")
+            .execute(house.app.db.pool())
+            .await
+            .expect("no fault");
         assert_eq!(send("k1", "a").await.at("/code"), "idempotency_in_progress");
         house.pass(61_000);
         assert_eq!(send("k1", "a").await.status, StatusCode::CREATED);
@@ -300,13 +474,15 @@ async fn the_same_key_has_one_effect_and_one_answer() {
 async fn a_key_used_at_once_by_many_has_one_effect() {
     for house in House::each().await {
         let path = at("/projects");
-        let sends = (0..8).map(|_| house.call_more("POST", &path, &[("idempotency-key", "k")], Some(json!({ "key": "one" }))));
+        let sends =
+            (0..8).map(|_| house.call_more("POST", &path, &[("idempotency-key", "k")], Some(json!({ "key": "one" }))));
         let answers: Vec<Answer> = futures_util::future::join_all(sends).await;
         for answer in &answers {
             let in_progress = answer.status == StatusCode::CONFLICT && answer.at("/code") == "idempotency_in_progress";
             assert!(in_progress || answer.status == StatusCode::CREATED, "{}", answer.text);
         }
-        let made: BTreeSet<String> = answers.iter().filter(|a| a.status == StatusCode::CREATED).map(|a| a.at("/id")).collect();
+        let made: BTreeSet<String> =
+            answers.iter().filter(|a| a.status == StatusCode::CREATED).map(|a| a.at("/id")).collect();
         assert_eq!(made.len(), 1);
         house.close().await;
     }
@@ -327,7 +503,12 @@ async fn tenancy(house: &House, key: &str) -> Tenancy {
     let ids = vec![
         ("projects", house.made(&path("projects"), json!({ "key": "p" })).await),
         ("credentials", house.made(&path("credentials"), json!({ "provider_id": provider, "name": "a" })).await),
-        ("models", house.made(&path("models"), json!({ "provider_id": provider, "name": "m", "private": true, "type": "chat" })).await),
+        (
+            "models",
+            house
+                .made(&path("models"), json!({ "provider_id": provider, "name": "m", "private": true, "type": "chat" }))
+                .await,
+        ),
         ("aliases", house.made(&path("aliases"), json!({ "name": "a", "targets": ["sandbox/echo"] })).await),
         ("api-keys", house.made(&path("api-keys"), json!({ "name": "k" })).await),
         ("providers", provider),
@@ -393,12 +574,19 @@ async fn other_tenants_things_look_like_missing_ones() {
         let id = |noun: &str| b.ids.iter().find(|(name, _)| *name == noun).map(|(_, id)| id.clone()).expect("made");
         let bodies = [
             ("credentials", json!({ "provider_id": id("providers"), "name": "x", "secret": "s" }), "provider_id"),
-            ("models", json!({ "provider_id": id("providers"), "name": "x", "private": true, "type": "chat" }), "provider_id"),
+            (
+                "models",
+                json!({ "provider_id": id("providers"), "name": "x", "private": true, "type": "chat" }),
+                "provider_id",
+            ),
             ("api-keys", json!({ "name": "x", "project_id": id("projects") }), "project_id"),
         ];
         for (noun, body, field) in bodies {
             let refused = house.call_as(&a.admin, "POST", &format!("/api/v1/workspaces/aaa/{noun}"), Some(body)).await;
-            assert_eq!((refused.at("/errors/0/path"), refused.at("/errors/0/code")), (field.into(), "unknown_reference".into()));
+            assert_eq!(
+                (refused.at("/errors/0/path"), refused.at("/errors/0/code")),
+                (field.into(), "unknown_reference".into())
+            );
         }
         // Lists across workspaces show one's own only.
         let list = house.call_as(&a.admin, "GET", "/api/v1/workspaces", None).await;
@@ -414,9 +602,11 @@ async fn other_tenants_things_look_like_missing_ones() {
 async fn roles_may_what_the_table_says_on_every_route() {
     let house = House::sqlite().await;
     let t = tenancy(&house, "aaa").await;
-    let tokens = [(Role::Operator, &house.admin_token), (Role::WorkspaceAdmin, &t.admin), (Role::WorkspaceViewer, &t.viewer)];
+    let tokens =
+        [(Role::Operator, &house.admin_token), (Role::WorkspaceAdmin, &t.admin), (Role::WorkspaceViewer, &t.viewer)];
     for route in routes() {
-        let path = route.path.replace("{workspace}", "aaa").replace("{id}", "missing").replace('{', "x").replace('}', "x");
+        let path =
+            route.path.replace("{workspace}", "aaa").replace("{id}", "missing").replace('{', "x").replace('}', "x");
         let action = match route.access {
             Access::Public => {
                 assert!(!path.contains("workspaces"), "{path}");
@@ -457,26 +647,49 @@ async fn tokens_expire_are_switched_off_and_grant_no_more_than_they_have() {
         }
         // Issue, then use: the token has its own workspace and nothing else.
         let soon = house.app.now_ms() + 60_000;
-        let issued = house.call_as(&t.admin, "POST", tokens, Some(json!({ "name": "v", "role": "workspace_viewer", "expires_at_ms": soon }))).await;
+        let issued = house
+            .call_as(
+                &t.admin,
+                "POST",
+                tokens,
+                Some(json!({ "name": "v", "role": "workspace_viewer", "expires_at_ms": soon })),
+            )
+            .await;
         assert_eq!((issued.status, issued.at("/workspace_id")), (StatusCode::CREATED, t.workspace.clone()));
         let (token, id) = (issued.at("/token"), issued.at("/id"));
         assert_eq!(house.call_as(&token, "GET", "/api/v1/workspaces/aaa/projects", None).await.status, StatusCode::OK);
-        assert_eq!(house.call_as(&token, "GET", "/api/v1/workspaces/bbb/projects", None).await.status, StatusCode::NOT_FOUND);
+        assert_eq!(
+            house.call_as(&token, "GET", "/api/v1/workspaces/bbb/projects", None).await.status,
+            StatusCode::NOT_FOUND
+        );
         assert_eq!(house.call_as(&token, "GET", tokens, None).await.status, StatusCode::FORBIDDEN);
         house.pass(61_000);
-        assert_eq!(house.call_as(&token, "GET", "/api/v1/workspaces/aaa/projects", None).await.status, StatusCode::UNAUTHORIZED);
+        assert_eq!(
+            house.call_as(&token, "GET", "/api/v1/workspaces/aaa/projects", None).await.status,
+            StatusCode::UNAUTHORIZED
+        );
         assert_eq!(house.call_as(&t.admin, "DELETE", &format!("{tokens}/{id}"), None).await.status, StatusCode::OK);
         // The first start's token is the last that can repair everything.
         let all = house.call("GET", &format!("{tokens}?limit=200"), None).await.json();
-        let operator = all["data"].as_array().and_then(|rows| rows.iter().find(|r| r["role"] == "operator")).expect("one").clone();
+        let operator =
+            all["data"].as_array().and_then(|rows| rows.iter().find(|r| r["role"] == "operator")).expect("one").clone();
         let path = format!("{tokens}/{}", operator["id"].as_str().expect("text"));
-        for (method, body) in [("DELETE", None), ("PATCH", Some(json!({ "disabled": true }))), ("PATCH", Some(json!({ "expires_at_ms": 5 })))] {
+        for (method, body) in [
+            ("DELETE", None),
+            ("PATCH", Some(json!({ "disabled": true }))),
+            ("PATCH", Some(json!({ "expires_at_ms": 5 }))),
+        ] {
             assert_eq!(house.call(method, &path, body).await.at("/code"), "protected");
         }
         assert_eq!(house.call_as(&t.admin, "GET", &path, None).await.status, StatusCode::NOT_FOUND);
-        let second = house.call("POST", tokens, Some(json!({ "name": "second", "role": "operator" }))).await.at("/token");
+        let second =
+            house.call("POST", tokens, Some(json!({ "name": "second", "role": "operator" }))).await.at("/token");
         assert_eq!(house.call("PATCH", &path, Some(json!({ "disabled": true }))).await.status, StatusCode::OK);
-        assert_eq!(house.call("GET", tokens, None).await.status, StatusCode::UNAUTHORIZED, "from the very next request");
+        assert_eq!(
+            house.call("GET", tokens, None).await.status,
+            StatusCode::UNAUTHORIZED,
+            "from the very next request"
+        );
         let dump = house.dump().await;
         assert!(!dump.contains(&second) && !dump.contains(&token));
         house.close().await;
@@ -527,9 +740,17 @@ async fn public_pages_answer_without_a_token() {
         assert!(!answer.header("x-request-id").is_empty());
     }
     let metrics = house.call_with("GET", "/metrics", &[("accept", "text/plain")], None).await;
-    assert!(metrics.text.contains("pointsman_rest_requests_total{method=\"GET\",route=\"/healthz\",status=\"200\"} 1"), "{}", metrics.text);
+    assert!(
+        metrics.text.contains("pointsman_rest_requests_total{method=\"GET\",route=\"/healthz\",status=\"200\"} 1"),
+        "{}",
+        metrics.text
+    );
     let page = house.call_with("GET", "/api/v1/docs", &[], None).await.text;
-    assert!(page.contains("/api/v1/workspaces/{workspace}/api-keys") && !page.contains("<script") && !page.contains("http://"));
+    assert!(
+        page.contains("/api/v1/workspaces/{workspace}/api-keys")
+            && !page.contains("<script")
+            && !page.contains("http://")
+    );
     house.close().await;
 }
 
@@ -565,5 +786,8 @@ fn the_document_covers_the_routes_and_every_reference_leads_somewhere() {
     for reference in found {
         assert!(document.pointer(reference.trim_start_matches('#')).is_some(), "{reference}");
     }
-    assert_eq!(Code::ALL.len(), document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"].as_array().map_or(0, Vec::len));
+    assert_eq!(
+        Code::ALL.len(),
+        document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"].as_array().map_or(0, Vec::len)
+    );
 }

@@ -70,7 +70,8 @@ impl Problem {
     /// No such path.
     pub fn not_found(path: &str) -> Self {
         let shown: String = path.chars().filter(|c| !c.is_control()).take(100).collect();
-        let message = format!("There is no {shown} here. Endpoints are /v1/chat/completions, /v1/embeddings, /v1/models.");
+        let message =
+            format!("There is no {shown} here. Endpoints are /v1/chat/completions, /v1/embeddings, /v1/models.");
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 

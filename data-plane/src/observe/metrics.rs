@@ -83,15 +83,38 @@ impl Metrics {
             models: HashSet::new(),
         };
         let m = &metrics;
-        registry.register("requests", "Requests that reached a plan, by who served them and how they ended", m.requests.clone());
+        registry.register(
+            "requests",
+            "Requests that reached a plan, by who served them and how they ended",
+            m.requests.clone(),
+        );
         registry.register("attempts", "Upstream calls by result", m.attempts.clone());
-        registry.register_with_unit("request_duration", "From arrival to the last byte", Unit::Seconds, m.duration.clone());
-        registry.register_with_unit("first_byte", "From arrival to the first byte of the answer", Unit::Seconds, m.first_byte.clone());
-        registry.register_with_unit("overhead", "Our own part of a request: its time less that of upstream calls", Unit::Seconds, m.overhead.clone());
+        registry.register_with_unit(
+            "request_duration",
+            "From arrival to the last byte",
+            Unit::Seconds,
+            m.duration.clone(),
+        );
+        registry.register_with_unit(
+            "first_byte",
+            "From arrival to the first byte of the answer",
+            Unit::Seconds,
+            m.first_byte.clone(),
+        );
+        registry.register_with_unit(
+            "overhead",
+            "Our own part of a request: its time less that of upstream calls",
+            Unit::Seconds,
+            m.overhead.clone(),
+        );
         registry.register("tokens", "Tokens by class", m.tokens.clone());
         registry.register("cost_nanodollars", "Cost in nano-dollars", m.cost.clone());
         registry.register("unpriced_requests", "Requests served by a model without a price", m.unpriced.clone());
-        registry.register("observations_dropped", "Observations lost because collecting fell behind; usage is not affected", m.dropped.clone());
+        registry.register(
+            "observations_dropped",
+            "Observations lost because collecting fell behind; usage is not affected",
+            m.dropped.clone(),
+        );
         metrics
     }
 

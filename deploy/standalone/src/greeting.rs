@@ -64,6 +64,9 @@ fn text(out: &mut impl Write, control: &Running, data: SocketAddr, node: SocketA
     writeln!(out)?;
     writeln!(out, "  curl http://{data}/v1/chat/completions \\")?;
     writeln!(out, "    -H 'Authorization: Bearer {api_key}' -H 'Content-Type: application/json' \\")?;
-    writeln!(out, "    -d '{{\"model\":\"sandbox/echo\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'")?;
+    writeln!(
+        out,
+        "    -d '{{\"model\":\"sandbox/echo\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'"
+    )?;
     writeln!(out)
 }

@@ -113,7 +113,7 @@ pub fn rows(target: &Target) -> Vec<Row> {
         "http://127.1/",
         "http://user@127.0.0.1/",
         "http://metadata.google.internal/",
-        "http:///x",
+        "http:///",
         " http://127.0.0.1/",
         "HTTP://127.0.0.1/",
         "http:\\\\127.0.0.1\\x",

@@ -139,7 +139,7 @@ pub fn rows(target: &Target) -> Vec<Row> {
             200,
         ),
         Row::served("Last-Event-ID", with("Last-Event-ID: 7"), 200),
-        Row::served("HEAD of the root", line("HEAD / HTTP/1.1"), 200),
+        Row::served("GET of the root", line("GET / HTTP/1.1"), 200),
         Row::served(
             "charset in the type",
             format!("{head}Content-Type: application/json; charset=utf-8\r\nContent-Length: {length}\r\n\r\n{body}"),

@@ -50,7 +50,7 @@ pub fn rows(target: &Target) -> Vec<Row> {
     for field in ["model", "messages", "stream", "max_tokens", "n", "tools", "user", "models", "stream_options"] {
         let first = good_chat().to_string();
         let value = if field == "messages" { "[{\"role\":\"user\",\"content\":\"x\"}]" } else { "null" };
-        let body = if first.contains(&format!("\"{field}\"")) {
+        let body = if first.contains(&format!("\"{field}\":")) {
             format!("{},\"{field}\":{value}}}", first.trim_end_matches('}'))
         } else {
             format!("{},\"{field}\":null,\"{field}\":{value}}}", first.trim_end_matches('}'))

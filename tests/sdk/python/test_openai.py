@@ -8,6 +8,8 @@ import uuid
 import openai
 
 MODEL = "scripted/chat"
+# Private models are listed with their workspace.
+LISTED = "default@scripted/chat"
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {
     "type": "function",
@@ -137,8 +139,8 @@ class Embeddings(unittest.TestCase):
 class Models(unittest.TestCase):
     def test_list(self):
         names = [m.id for m in client().models.list()]
-        self.assertIn(MODEL, names)
-        self.assertEqual(client().models.retrieve(MODEL).id, MODEL)
+        self.assertIn(LISTED, names)
+        self.assertEqual(client().models.retrieve(LISTED).id, LISTED)
 
     def test_unknown(self):
         with self.assertRaises(openai.NotFoundError) as caught:

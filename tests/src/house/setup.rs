@@ -95,7 +95,11 @@ impl House {
         for server in servers {
             let http =
                 crate::http::Http::new(&server.data_url()).header("authorization", &format!("Bearer {}", self.api_key));
-            let path = format!("/v1/models/{model}");
+            // The list names private models with their workspace; aliases stand alone.
+            let path = match model.contains('/') {
+                true => format!("/v1/models/default@{model}"),
+                false => format!("/v1/models/{model}"),
+            };
             wait::until(SERVES, &format!("{model} served"), || async {
                 http.get(&path).await.ok().filter(|a| a.status == 200)
             })

@@ -102,7 +102,8 @@ fn put(documents: &mut Documents, kind: &str, object: &Value) -> Result<()> {
 fn shared_scope() -> Result<Scope> {
     let catalog = shared::catalog::builtin().map_err(|e| anyhow::anyhow!("{e}"))?;
     let vendors = catalog.vendors.into_iter().map(|row| resource("vendor", &row.vendor.slug, &row.vendor));
-    let offerings = catalog.offerings.iter().map(|o| resource("catalog_offering", &format!("{}/{}", o.vendor, o.model), o));
+    let offerings =
+        catalog.offerings.iter().map(|o| resource("catalog_offering", &format!("{}/{}", o.vendor, o.model), o));
     Ok(scope(vendors.chain(offerings).collect(), catalog.version))
 }
 

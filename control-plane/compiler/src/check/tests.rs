@@ -148,7 +148,10 @@ fn credentials() {
         (doc(99, json!({})), &["provider_id: unknown_reference"]),
         (doc(1, json!({ "secret_version": 0 })), &["secret: required"]),
         (doc(2, json!({ "secret_version": 0 })), &[]),
-        (doc(1, json!({ "name": " ", "weight": 4_000_000_000_u32 })), &["name: invalid_value", "weight: invalid_value"]),
+        (
+            doc(1, json!({ "name": " ", "weight": 4_000_000_000_u32 })),
+            &["name: invalid_value", "weight: invalid_value"],
+        ),
         (doc(1, json!({ "environment": "" })), &["environment: invalid_value"]),
     ]);
 }
@@ -193,12 +196,14 @@ fn aliases() {
         (doc("a/b", json!(["acme/known"])), &["name: invalid_value"]),
         (doc("a@b", json!(["acme/known"])), &["name: invalid_value"]),
         (doc("auto", json!(["acme/known"])), &["name: invalid_value"]),
-        (doc("x", json!(["known", "/x", "acme/"])), &[
-            "targets[0]: invalid_value",
-            "targets[1]: invalid_value",
-            "targets[2]: invalid_value",
-        ]),
-        (doc("x", json!(["nobody/known", "acme/none"])), &["targets[0]: unknown_reference", "targets[1]: unknown_reference"]),
+        (
+            doc("x", json!(["known", "/x", "acme/"])),
+            &["targets[0]: invalid_value", "targets[1]: invalid_value", "targets[2]: invalid_value"],
+        ),
+        (
+            doc("x", json!(["nobody/known", "acme/none"])),
+            &["targets[0]: unknown_reference", "targets[1]: unknown_reference"],
+        ),
         (doc("x", json!(["acme/known", "acme/known"])), &["targets[1]: invalid_value"]),
     ]);
 }
