@@ -44,6 +44,10 @@ struct OutputOptions {
     /// Where to send spans (OTLP over gRPC), such as http://127.0.0.1:4317. Left out: no spans.
     #[arg(long, env = "POINTSMAN_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
+
+    /// Share of traces that begin here and are recorded, 0 to 1.
+    #[arg(long, env = "POINTSMAN_TRACE_RATIO", default_value_t = 1.0)]
+    trace_ratio: f64,
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,6 +81,7 @@ fn serve(config: Config, output: &OutputOptions) -> anyhow::Result<()> {
         filter: Some(output.log.clone()),
         format: output.log_format,
         otlp_endpoint: output.otlp_endpoint.clone(),
+        sample_ratio: output.trace_ratio,
         ..telemetry::Options::new("control-plane", env!("CARGO_PKG_VERSION"))
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -12,6 +12,7 @@ mod model;
 mod project;
 mod provider;
 pub mod seed;
+mod standing;
 pub mod store;
 #[cfg(test)]
 mod tests;

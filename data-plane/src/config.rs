@@ -31,7 +31,7 @@ pub struct Config {
     #[arg(long, env = "POINTSMAN_NODE_NAME")]
     pub name: Option<String>,
 
-    /// Label `key=value`, several times: limits which workspaces the node gets.
+    /// Label `key=value`, several times: shown with the node.
     #[arg(long = "label", env = "POINTSMAN_LABELS", value_delimiter = ',')]
     pub labels: Vec<String>,
 

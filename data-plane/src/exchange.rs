@@ -202,6 +202,9 @@ impl Exchange {
                 charge(record, candidate, usage, self.arrival.wall_ms);
             }
         }
+        if outcome == Outcome::Completed {
+            self.worker.node.store.answered();
+        }
         let (record, kept) = meter.finish(outcome);
         if let Err(error) = kept {
             tracing::error!(request = %self.arrival.id, %error, "a usage record was lost");

@@ -27,6 +27,11 @@ pub fn identify(headers: &mut HeaderMap, id: &RequestId) {
     insert(headers, X_REQUEST_ID, &id.to_string());
 }
 
+/// Asks the caller to open another connection for its next request.
+pub fn close(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+}
+
 /// For a JSON body.
 pub fn json() -> HeaderMap {
     with_content_type("application/json")

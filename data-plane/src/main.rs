@@ -6,6 +6,10 @@ use data_plane::config::Config;
 use data_plane::{Control, start};
 use runtime::telemetry;
 
+/// A request allocates and frees some eighty times; the system's allocator took an eighth of its time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A Pointsman data-plane node: routes requests of applications to providers.
 ///
 /// It gets its configuration from the control plane and keeps serving from its last good state when
@@ -79,14 +83,15 @@ async fn run(mut arguments: Arguments, options: &telemetry::Options) -> Result<(
     let control = Control::Remote { authority, token: arguments.join_token };
     let running = start(arguments.node, control, shutdown.clone()).await?;
     let (data, admin, id) = (running.data_addr, running.admin_addr, running.node_id.clone());
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = id, %data, %admin, "data plane serves");
+    let held = running.revisions();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = id, %data, %admin, held, "data plane serves");
     match arguments.output.as_str() {
         "json" => println!(
             "{}",
             serde_json::json!({"data_url": format!("http://{data}"), "admin_url": format!("http://{admin}"), "node_id": id})
         ),
         _ => println!(
-            "data-plane {} node {id}: requests on http://{data}, health and metrics on http://{admin}",
+            "data-plane {} node {id}: requests on http://{data}, health and metrics on http://{admin}, {held}",
             env!("CARGO_PKG_VERSION")
         ),
     }

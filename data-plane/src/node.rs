@@ -12,7 +12,7 @@ use runtime::shutdown::{self, Shutdown};
 use runtime::{clock, task};
 use shared::ids::NodeId;
 use shared::proto;
-use shared::snapshot::Addresses;
+use shared::snapshot::{Addresses, SHARED_SCOPE};
 use tokio::sync::watch;
 
 use crate::admin;
@@ -100,6 +100,15 @@ impl Running {
         for thread in self.threads.drain(..).chain(self.background.take()) {
             // A thread that panicked has said so in the log.
             _ = thread.join();
+        }
+    }
+
+    /// What it holds, for people: "revision 7 of shared, 2 workspaces", or that it has nothing yet.
+    pub fn revisions(&self) -> String {
+        let (shared, _) = self.store.held_scope(SHARED_SCOPE);
+        match (self.store.is_ready(), self.store.load().workspaces().count()) {
+            (false, _) => "no configuration yet".to_owned(),
+            (true, workspaces) => format!("revision {shared} of the catalogue, workspaces: {workspaces}"),
         }
     }
 

@@ -15,6 +15,7 @@ use shared::proto::Outcome;
 use shared::snapshot::{ApiKey, Snapshot, Workspace};
 
 use crate::client_io::{Activity, InRequest};
+use crate::drain::Phase;
 use crate::exchange::{Arrival, Asked, Exchange, now};
 use crate::execute::{self, Answered};
 use crate::headers;
@@ -59,6 +60,10 @@ pub async fn serve(
         }
     };
     headers::identify(response.headers_mut(), &arrival.id);
+    // A kept connection would be closed a moment later, perhaps under the caller's next request.
+    if worker.node.drain.phase() > Phase::Open {
+        headers::close(response.headers_mut());
+    }
     response
 }
 
@@ -155,7 +160,7 @@ async fn call(
         prompt_tokens: head.prompt_tokens_estimate,
         trace: headers::trace(&parts.headers),
     };
-    let mut exchange = Exchange::begin(worker, plan, &asked, in_flight).map_err(|_| Problem::journal_full())?;
+    let mut exchange = Exchange::begin(worker, plan, &asked, in_flight).map_err(Problem::unwritable)?;
     let job = execute::Job { dialect: DIALECT, endpoint, head: &head, body: &body, trace: asked.trace.as_ref() };
     match execute::run(&mut exchange, &job).await {
         Ok(Answered::Whole { body, usage }) => {

@@ -130,7 +130,8 @@ pub struct NodeScope {
     serving_since: Option<String>,
     /// 0 when it is current; else milliseconds since the newest revision was committed.
     lag_ms: i64,
-    /// From commit to serving of what it serves; null when it came with it.
+    /// From commit to serving of what it serves; null when it was committed before the node had
+    /// caught up on this connection.
     convergence_ms: Option<i64>,
     /// Newest refusal that still stands.
     refusal: Option<NodeRefusal>,
@@ -515,7 +516,7 @@ fn scopes(app: &App, state: &NodeState) -> BTreeMap<String, NodeScope> {
                 published_revision: published.revision(),
                 serving_since: serving.filter(|s| s.since_ms != 0).map(|s| rfc3339(s.since_ms)),
                 lag_ms: if current { 0 } else { now_ms.saturating_sub(published.committed_at_ms()).max(0) },
-                convergence_ms: serving.filter(|s| s.since_ms != 0).map(|s| s.lag_ms),
+                convergence_ms: serving.and_then(|s| s.convergence_ms),
                 refusal: refused.map(|(refusal, at_ms)| refusal_view(refusal, *at_ms)),
                 quarantined: quarantined(app, &name),
             },

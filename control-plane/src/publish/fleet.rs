@@ -65,8 +65,9 @@ pub struct Serving {
     pub revision: u64,
     /// Since when, milliseconds since 1970; 0 = it came with it.
     pub since_ms: i64,
-    /// From commit to serving; 0 when it came with it.
-    pub lag_ms: i64,
+    /// From commit to serving, milliseconds; `None` unless it was committed after the node had caught
+    /// up on its stream.
+    pub convergence_ms: Option<i64>,
 }
 
 /// How far one connected node is with one scope.

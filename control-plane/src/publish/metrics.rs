@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 /// Meters of this module; registered once.
 #[derive(Debug)]
 pub struct Meters {
-    /// From commit to a node's acknowledgement.
+    /// From commit to a node's acknowledgement, of changes committed after the node had caught up.
     pub convergence: Histogram,
     /// Time of one scope's compilation.
     pub compile: Histogram,
@@ -62,7 +62,11 @@ impl Meters {
         };
         metrics.register(|r| {
             let m = &meters;
-            r.register("config_convergence_seconds", "From commit to a node's acknowledgement", m.convergence.clone());
+            r.register(
+                "config_convergence_seconds",
+                "From commit to the acknowledgement of a node that was up to date before",
+                m.convergence.clone(),
+            );
             r.register("config_compile_seconds", "Time of one scope's compilation", m.compile.clone());
             r.register("nodes_connected", "Nodes connected to this process", m.connected.clone());
             r.register("config_scopes", "Published scopes", m.scopes.clone());

@@ -160,13 +160,18 @@ impl Published {
         self.committed_at_ms
     }
 
+    /// Whether an operator confirmed this state, or a later one than `held_revision`, past the guard.
+    pub fn is_confirmed_since(&self, held_revision: u64) -> bool {
+        held_revision < self.forced_at
+    }
+
     /// What brings a node here that holds `held` of the scope: a delta when the past reaches back to
     /// exactly that state, else everything.
     pub fn offer(&self, held: Option<Held>) -> Offer {
         let known = held.and_then(|(revision, hash)| {
             self.past.iter().position(|step| step.revision == revision && step.state_hash == hash)
         });
-        let confirmed = held.is_some_and(|(revision, _)| revision < self.forced_at);
+        let confirmed = held.is_some_and(|(revision, _)| self.is_confirmed_since(revision));
         let encoded = match (known, held) {
             (Some(at), Some((revision, _))) => self.encoded(revision, || self.delta_after(at)),
             (_, _) => self.full(),
@@ -177,7 +182,7 @@ impl Published {
     /// Everything, whatever the node holds. `held_revision` decides only whether it is confirmed.
     pub fn offer_full(&self, held_revision: u64) -> Offer {
         let known = self.past.iter().any(|step| step.revision == held_revision);
-        Offer { encoded: self.full(), force: held_revision < self.forced_at || known }
+        Offer { encoded: self.full(), force: self.is_confirmed_since(held_revision) || known }
     }
 
     fn full(&self) -> Arc<Encoded> {

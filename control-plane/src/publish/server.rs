@@ -96,11 +96,12 @@ impl Distribution {
         self.publish.meters.connected.set(self.publish.fleet.connected_count() as i64);
         let known: Vec<_> = session.serves().map(|(scope, revision)| (scope.clone(), revision)).collect();
         self.publish.fleet.change(id, number, |node| {
-            let held = |(scope, revision)| (scope, Serving { revision, since_ms: 0, lag_ms: 0 });
+            let held = |(scope, revision)| (scope, Serving { revision, since_ms: 0, convergence_ms: None });
             node.serves = known.into_iter().map(held).collect();
         });
         tracing::info!(node = %id, version = hello.version, held = hello.held.len(), "a node connects");
-        let mut link = Link { server: &self, id, number, session, queue: VecDeque::new(), noted_ms: 0 };
+        let mut link =
+            Link { server: &self, id, number, session, queue: VecDeque::new(), noted_ms: 0, settled_ms: None };
         let ended = match link.take(first) {
             Ok(()) => link.run(inbound, answers, place, moved).await,
             Err(ended) => Err(ended),
@@ -136,6 +137,8 @@ struct Link<'a> {
     session: Session,
     queue: VecDeque<Outgoing>,
     noted_ms: u64,
+    /// Since when the node has had everything at least once on this stream, milliseconds since 1970.
+    settled_ms: Option<i64>,
 }
 
 impl Link<'_> {
@@ -211,12 +214,17 @@ impl Link<'_> {
                     self.queue.push_back(message);
                 }
                 Output::Serves { scope, revision, committed_at_ms } => {
-                    let lag_ms = now_ms.saturating_sub(committed_at_ms).max(0);
                     publish.meters.acks.inc();
-                    publish.meters.convergence.observe(lag_ms as f64 / 1000.0);
+                    // What was committed before the node had caught up says how long it was away, and
+                    // nothing of how fast changes arrive.
+                    let live = self.settled_ms.is_some_and(|since| committed_at_ms >= since);
+                    let convergence_ms = live.then(|| now_ms.saturating_sub(committed_at_ms).max(0));
+                    if let Some(ms) = convergence_ms {
+                        publish.meters.convergence.observe(ms as f64 / 1000.0);
+                    }
                     publish.fleet.change(self.id, self.number, |node| {
                         node.refused.remove(&scope);
-                        node.serves.insert(scope, Serving { revision, since_ms: now_ms, lag_ms });
+                        node.serves.insert(scope, Serving { revision, since_ms: now_ms, convergence_ms });
                     });
                 }
                 Output::Dropped(scope) => {
@@ -246,6 +254,9 @@ impl Link<'_> {
                 }
                 Output::Close(closing) => return Err(status(closing)),
             }
+        }
+        if self.settled_ms.is_none() && self.session.is_settled() {
+            self.settled_ms = Some(now_ms);
         }
         Ok(())
     }

@@ -167,6 +167,16 @@ struct InFlight {
     sent_ms: u64,
 }
 
+/// A scope that a node is to drop.
+struct Removal {
+    scope: ScopeName,
+    /// 0 = of no revision of this lineage.
+    to: u64,
+    committed_at_ms: i64,
+    /// An operator asked for it.
+    force: bool,
+}
+
 /// One node's stream.
 #[derive(Debug)]
 pub struct Session {
@@ -319,6 +329,11 @@ impl Session {
         self.in_flight.len()
     }
 
+    /// Whether nothing is left to send or to wait for: the node has all that there is, or refused it.
+    pub fn is_settled(&self) -> bool {
+        self.dirty.is_empty() && self.waiting_full.is_empty() && self.in_flight.is_empty()
+    }
+
     /// What the node serves, as far as it is known: scope and revision.
     pub fn serves(&self) -> impl Iterator<Item = (&ScopeName, u64)> {
         self.held.iter().filter(|(_, (revision, _))| *revision > 0).map(|(scope, (revision, _))| (scope, *revision))
@@ -428,7 +443,7 @@ impl Session {
         let Some(published) = self.board.get(&scope) else {
             // Within a lineage a scope that this replica does not know is one it has yet to hear of.
             if held.is_some_and(|(revision, _)| revision == 0) {
-                self.send_removal(scope, 0, 0, now_ms, out);
+                self.send_removal(Removal { scope, to: 0, committed_at_ms: 0, force: false }, now_ms, out);
             }
             return;
         };
@@ -439,7 +454,8 @@ impl Session {
         if published.is_removed() {
             if let Some((revision, _)) = held {
                 let to = if target > revision { target } else { 0 };
-                self.send_removal(scope, to, published.committed_at_ms(), now_ms, out);
+                let (committed_at_ms, force) = (published.committed_at_ms(), published.is_confirmed_since(revision));
+                self.send_removal(Removal { scope, to, committed_at_ms, force }, now_ms, out);
             }
             return;
         }
@@ -482,7 +498,8 @@ impl Session {
         out.extend(chunks.map(Output::Send));
     }
 
-    fn send_removal(&mut self, scope: ScopeName, to: u64, committed_at_ms: i64, now_ms: u64, out: &mut Vec<Output>) {
+    fn send_removal(&mut self, removal: Removal, now_ms: u64, out: &mut Vec<Output>) {
+        let Removal { scope, to, committed_at_ms, force } = removal;
         // A removal of an unknown scope has no revision: refused once is refused for this stream.
         if self.refused.get(&scope).is_some_and(|(revision, _)| *revision == to) {
             return;
@@ -508,7 +525,7 @@ impl Session {
         };
         self.by_scope.insert(scope, nonce);
         self.in_flight.insert(nonce, sent);
-        out.push(Output::Send(Outgoing::Update { nonce, force: false, body }));
+        out.push(Output::Send(Outgoing::Update { nonce, force, body }));
     }
 
     fn nonce(&mut self) -> u64 {

@@ -177,7 +177,7 @@ async fn a_change_reaches_a_node_and_is_seen_to() {
         assert_eq!((shown.at("/connected"), shown.at("/version")), ("true".into(), "0.1.0".into()));
         assert_eq!(shown.at(&format!("/scopes/{ws}/revision")), update.to.to_string());
         assert_eq!(shown.at(&format!("/scopes/{ws}/lag_ms")), "0");
-        assert!(house.app.metrics.page().contains("pointsman_config_convergence_seconds_count 3"));
+        assert!(house.app.metrics.page().contains("pointsman_config_convergence_seconds_count 1\n"));
 
         let revoked = house.call("DELETE", &format!("/api/v1/nodes/{NODE}"), None).await;
         assert_eq!((revoked.status, revoked.at("/revoked")), (StatusCode::OK, "true".into()));
@@ -236,6 +236,15 @@ async fn a_poisoned_object_is_named_and_keeps_serving_as_it_was() {
         (provider.clone(), "invalid_json".into())
     );
     assert_ne!(status.at("/quarantined/0/serving_revision"), "null");
+    let object = house.call("GET", &format!("/api/v1/workspaces/{ws}/providers/{provider}"), None).await;
+    assert_eq!(
+        (object.at("/status/state"), object.at("/status/code")),
+        ("quarantined".into(), "invalid_json".into()),
+        "{}",
+        object.text
+    );
+    let others = house.call("GET", &format!("/api/v1/workspaces/{ws}/projects"), None).await;
+    assert_eq!(others.at("/data/0/status/state"), "serving", "{}", others.text);
 
     let other = house.made("/api/v1/workspaces", json!({"key": "other"})).await;
     compiler.pass().await.expect("the database is there");
@@ -339,26 +348,43 @@ async fn sudden_shrinking_is_held_back_until_it_is_confirmed() {
     let why = house.app.publish.status(&ws).expect("compiled").held_back.expect("held back");
     assert!(why.contains("confirm"), "{why}");
 
-    // The confirmation comes with a change of its own.
-    let mut tx = house.app.db.begin().await.expect("a transaction");
-    sqlx::query("UPDATE scopes SET revision = revision + 1 WHERE scope = $1")
-        .bind(&ws)
-        .execute(&mut *tx)
-        .await
-        .expect("sql");
-    sqlx::query(
-        "INSERT INTO outbox (scope, revision, change_id, committed_at_ms, force) VALUES ($1, $2, 'chg_force', 1, 1)",
-    )
-    .bind(&ws)
-    .bind(i64::try_from(before.revision() + 2).expect("small"))
-    .execute(&mut *tx)
-    .await
-    .expect("sql");
-    tx.commit().await.expect("it commits");
+    let status = house.call("GET", &format!("/api/v1/workspaces/{ws}/status"), None).await;
+    assert_eq!(status.at("/held_back"), why);
+
+    let confirm = format!("/api/v1/workspaces/{ws}/publish");
+    for body in [json!({}), json!({"force": false}), json!({"force": true, "more": 1})] {
+        let refused = house.call("POST", &confirm, Some(body)).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", refused.text);
+    }
+    let confirmed = house.call("POST", &confirm, Some(json!({"force": true}))).await;
+    assert_eq!(confirmed.status, StatusCode::OK, "{}", confirmed.text);
+    assert_eq!(confirmed.at("/revision"), (before.revision() + 2).to_string());
+    let audit = house.call("GET", &format!("/api/v1/workspaces/{ws}/audit?limit=1"), None).await;
+    assert_eq!((audit.at("/data/0/action"), audit.at("/data/0/kind")), ("confirm".into(), "workspace".into()));
+    assert_eq!(audit.at("/data/0/change_id"), confirmed.at("/change_id"));
+    let verdict = house.call("GET", &format!("/api/v1/workspaces/{ws}/audit/verification"), None).await;
+    assert_eq!(verdict.at("/intact"), "true", "{}", verdict.text);
     compiler.pass().await.expect("the database is there");
     let after = house.app.publish.board.get(&ws).expect("published");
     assert_eq!(after.revision(), before.revision() + 2);
     assert!(after.offer(Some((before.revision(), before.state_hash()))).force, "nodes are told that it is confirmed");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_workspace_removed_by_an_operator_is_removed_with_their_word() {
+    let house = House::sqlite().await;
+    let ws = house.made("/api/v1/workspaces", json!({"key": "acme"})).await;
+    super::start(&house.app).await.expect("publishing starts");
+    let channel = in_process(&house.app).await;
+    let mut node = Hand::open(&channel, hello(NODE)).await.expect("the stream opens");
+    let Control::Welcome(welcome) = node.next().await.expect("a welcome") else { panic!("first a welcome") };
+    for _ in 0..welcome.scopes {
+        node.follow().await;
+    }
+    assert_eq!(house.call("DELETE", &format!("/api/v1/workspaces/{ws}"), None).await.status, StatusCode::OK);
+    let Control::Update(update) = node.next().await.expect("an update") else { panic!("an update") };
+    assert_eq!((update.scope.as_str(), update.scope_removed, update.force), (ws.as_str(), true, true));
     house.close().await;
 }
 

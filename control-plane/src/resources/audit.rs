@@ -4,6 +4,8 @@ use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use super::Noun as _;
+use super::api_key::ApiKeys;
 use super::crud::page_schema;
 use super::store::{AuditLine, Scope};
 use super::view::rfc3339;
@@ -20,18 +22,17 @@ pub(super) fn routes() -> Vec<Route> {
     let text = || json!({ "type": "string" });
     let line = json!({ "type": "object", "properties": {
         "change_id": text(), "revision": { "type": "integer" }, "at": { "type": "string", "format": "date-time" },
-        "actor": text(), "action": { "enum": ["create", "update", "delete"] }, "kind": text(), "object_id": text(),
+        "actor": text(), "action": { "enum": ["create", "update", "delete", "confirm"] }, "kind": text(), "object_id": text(),
         "before": { "type": ["object", "null"] }, "after": { "type": ["object", "null"] }, "hash": text(),
     } });
     let verdict = json!({ "type": "object", "properties": {
         "intact": { "type": "boolean" }, "lines": { "type": "integer" }, "broken_at": { "type": ["integer", "null"] },
     } });
     vec![
-        Route::get(LIST, access, list).tag("audit").summary("Who changed what, newest first").paged().answers_schema(
-            200,
-            "A page",
-            page_schema(line),
-        ),
+        Route::get(LIST, access, list).tag("audit").summary("Who changed what, newest first")
+            .describe("`before` and `after` are the documents without what is never shown, so `hash`, which covers the stored line, is checked by `audit/verification` alone.")
+            .paged()
+            .answers_schema(200, "A page", page_schema(line)),
         Route::get("/api/v1/workspaces/{workspace}/audit/verification", access, verification)
             .tag("audit")
             .summary("Whether the chain of hashes is intact")
@@ -72,7 +73,14 @@ impl Line {
     }
 
     fn view(&self) -> Value {
-        let doc = |text: &Option<String>| text.as_ref().and_then(|t| serde_json::from_str::<Value>(t).ok());
+        let doc = |text: &Option<String>| {
+            let mut doc = text.as_ref().and_then(|t| serde_json::from_str::<Value>(t).ok());
+            // What the object does not show, its past must not show either.
+            if let Some(Value::Object(fields)) = &mut doc {
+                fields.retain(|name, _| !ApiKeys::HIDDEN.contains(&name.as_str()));
+            }
+            doc
+        };
         json!({
             "change_id": self.change_id, "revision": self.revision, "at": rfc3339(self.at_ms), "actor": self.actor,
             "action": self.action, "kind": self.kind, "object_id": self.object_id, "before": doc(&self.before),

@@ -3,10 +3,11 @@
 
 use axum::extract::State;
 use compiler::input::{CatalogOffering, Vendor};
+use serde_json::json;
 
 use super::crud::{list_in, page_schema};
 use super::store::Scope;
-use super::view::{beside, fields};
+use super::view::{beside, beside_schema, fields};
 use super::{FilterOn, ListFilter};
 use crate::app::App;
 use crate::auth::permit::Action;
@@ -22,14 +23,14 @@ pub(super) fn routes() -> Vec<Route> {
         .tag("catalog")
         .summary("Lists the vendors that providers can be made of")
         .paged();
-    let page = page_schema(vendors.reference::<Vendor>());
+    let page = page_schema(json!({ "allOf": [beside_schema(), vendors.reference::<Vendor>()] }));
     vendors = vendors.answers_schema(200, "A page", page);
     let mut models = Route::get("/api/v1/catalog/models", read, models)
         .tag("catalog")
         .summary("Lists the models that vendors serve, with prices")
         .paged()
         .query(OF_VENDOR[0].query, OF_VENDOR[0].description);
-    let page = page_schema(models.reference::<CatalogOffering>());
+    let page = page_schema(json!({ "allOf": [beside_schema(), models.reference::<CatalogOffering>()] }));
     models = models.answers_schema(200, "A page", page);
     vec![vendors, models]
 }

@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::known::Known;
+use super::standing::Standing;
 use super::store::{self, Actor, Changed, Filter, Naming, Object, Scope, Writing};
 use super::view::{BESIDE, beside_schema, fields, to_map, view};
 use super::{FilterOn, Noun};
@@ -68,7 +69,7 @@ pub(super) fn item_routes<N: Noun>(item: &'static str) -> Vec<Route> {
         .summary("Removes one")
         .header(IF_MATCH.0, IF_MATCH.1)
         .refuses(&[Code::RevisionMismatch, Code::InUse, Code::Protected])
-        .answers_schema(200, "Removed", removed_schema());
+        .answers_schema(200, "Removed", changed_schema());
     for route in [&mut put, &mut patch] {
         *route = route.clone().header(IF_MATCH.0, IF_MATCH.1).refuses(&[Code::RevisionMismatch]);
     }
@@ -119,7 +120,8 @@ pub(super) fn page_schema(of: Value) -> Value {
     })
 }
 
-fn removed_schema() -> Value {
+/// JSON schema of [`changed_reply`].
+pub(super) fn changed_schema() -> Value {
     json!({
         "type": "object",
         "properties": { "id": { "type": "string" }, "revision": { "type": "integer" }, "change_id": { "type": "string" } },
@@ -158,7 +160,13 @@ pub(super) async fn list_in(
     let more = rows.len() as i64 > limit;
     rows.truncate(usize::try_from(limit).unwrap_or_default());
     let next = rows.last().filter(|_| more).map(|last| app.vault.sign(&context, &last.id));
-    let data: Vec<_> = rows.iter().map(view).collect();
+    let standing = Standing::of(app, scope.as_str());
+    let shown = |object: &Object| {
+        let mut all = view(object);
+        standing.tell(&mut all, object);
+        all
+    };
+    let data: Vec<_> = rows.iter().map(shown).collect();
     Reply::json(StatusCode::OK, &json!({ "data": data, "next": next }))
 }
 
@@ -183,7 +191,9 @@ async fn get<N: Noun>(
     if is_not_modified(&headers, object.revision)? {
         return Ok(Reply::empty(StatusCode::NOT_MODIFIED).etag(object.revision).into_response());
     }
-    Ok(Reply::json(StatusCode::OK, &view::<N>(&object))?.etag(object.revision).into_response())
+    let mut all = view::<N>(&object);
+    Standing::of(&app, scope.as_str()).tell(&mut all, &object);
+    Ok(Reply::json(StatusCode::OK, &all)?.etag(object.revision).into_response())
 }
 
 /// `{id}`; a path that ends with `{workspace}` has none and means the workspace itself.
@@ -357,13 +367,13 @@ async fn remove<N: Noun>(
     check_if_match(&headers, old.revision)?;
     N::release(&mut writing, &old).await?;
     let changed = writing.delete(&old).await?;
-    let reply = removed(&changed)?;
+    let reply = changed_reply(&changed)?;
     writing.commit(&claim, &reply).await?;
     Ok(reply)
 }
 
-/// The answer to a removal.
-pub(super) fn removed(changed: &Changed) -> Result<Reply, ApiError> {
+/// The answer to a change that leaves nothing to show.
+pub(super) fn changed_reply(changed: &Changed) -> Result<Reply, ApiError> {
     let all = Map::from_iter([
         ("id".to_owned(), json!(changed.object.id)),
         ("revision".to_owned(), json!(changed.object.revision)),

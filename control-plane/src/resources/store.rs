@@ -97,6 +97,8 @@ pub enum Deed {
     Update,
     /// Removed one.
     Delete,
+    /// Confirmed what the guard against sudden shrinking or growth holds back.
+    Confirm,
 }
 
 impl Deed {
@@ -105,6 +107,7 @@ impl Deed {
             Self::Create => "create",
             Self::Update => "update",
             Self::Delete => "delete",
+            Self::Confirm => "confirm",
         }
     }
 }
@@ -348,7 +351,34 @@ impl Writing {
         self.record(Deed::Delete, Some(old), Some(object)).await
     }
 
-    /// Marks the whole scope as removed and frees its key. The objects stay for the record.
+    /// Confirms the scope as it stands, past the guard against sudden shrinking or growth (S11): a new
+    /// revision without a change, marked as confirmed. `as_of` is the workspace's own object; the
+    /// revision of the result is the new one.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn confirm(&mut self, as_of: &Object) -> Result<Changed, ApiError> {
+        let doc = text(&serde_json::json!({ "force": true }))?;
+        let line = Object { revision: self.advance().await?, doc, ..as_of.clone() };
+        let changed = self.record(Deed::Confirm, None, Some(line)).await?;
+        self.force().await?;
+        Ok(changed)
+    }
+
+    /// Marks the newest revision as confirmed by an operator.
+    async fn force(&mut self) -> Result<(), ApiError> {
+        sqlx::query(
+            "UPDATE outbox SET force = 1
+             WHERE scope = $1 AND revision = (SELECT revision FROM scopes WHERE scope = $1)",
+        )
+        .bind(&*self.scope.0)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Marks the whole scope as removed and frees its key. The objects stay for the record. Asking for
+    /// it is the confirmation that nodes want before they drop a workspace (S11).
     ///
     /// # Errors
     /// When the database fails.
@@ -357,18 +387,21 @@ impl Writing {
             .bind(&*self.scope.0)
             .execute(&mut *self.tx)
             .await?;
-        Ok(())
+        self.force().await
     }
 
     /// Replaces many objects at once under one revision: rows that the program itself brings, too many
-    /// for a line of audit each. `upserts` and `removals` are written as given; one audit line with
-    /// `note` stands for all.
+    /// for a line of audit each. `upserts` and `removals` are written as given, new ones (with a
+    /// creation time of 0) as made now; one audit line with `note` stands for all.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn bulk(&mut self, upserts: &[Object], removals: &[Object], note: &str) -> Result<(), ApiError> {
         let revision = self.advance().await?;
-        let at = |object: &Object| Object { revision, updated_at_ms: self.now_ms, ..object.clone() };
+        let at = |object: &Object| {
+            let created_at_ms = if object.created_at_ms == 0 { self.now_ms } else { object.created_at_ms };
+            Object { revision, created_at_ms, updated_at_ms: self.now_ms, ..object.clone() }
+        };
         let rows: Vec<_> =
             upserts.iter().map(|o| (at(o), false)).chain(removals.iter().map(|o| (at(o), true))).collect();
         for (object, deleted) in &rows {

@@ -64,7 +64,10 @@ async fn a_newer_catalogue_adds_changes_and_removes() {
         let slug = catalog.vendors[0].vendor.slug.clone();
         let vendors = house.call("GET", "/api/v1/catalog/vendors?limit=200", None).await.json();
         let vendor = vendors["data"].as_array().and_then(|all| all.iter().find(|v| v["slug"] == json!(slug))).cloned();
-        assert_eq!(vendor.expect("still there")["display_name"], "Renamed");
+        let vendor = vendor.expect("still there");
+        assert_eq!(vendor["display_name"], "Renamed");
+        let time = |field: &str| vendor[field].as_str().expect("a time").to_owned();
+        assert!(time("created_at").as_str() > "2020" && time("created_at") < time("updated_at"), "{vendor}");
         let models = house.call("GET", &format!("/api/v1/catalog/models?vendor={}", gone.vendor), None).await;
         assert!(!models.text.contains(&format!("\"{}/{}\"", gone.vendor, gone.model)));
         // One revision for all of it, of which only what changed is part.
@@ -127,6 +130,34 @@ async fn a_refused_write_leaves_nothing() {
             assert_eq!(answer.status, status, "{path}: {}", answer.text);
         }
         assert_eq!(house.dump().await, before);
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn the_audit_shows_no_hash_of_a_key_and_still_covers_it() {
+    for house in House::each().await {
+        let keys = "/api/v1/workspaces/default/api-keys";
+        let id = house.made(keys, json!({ "name": "one" })).await;
+        house.call("PATCH", &format!("{keys}/{id}"), Some(json!({ "name": "two" }))).await;
+        house.call("DELETE", &format!("{keys}/{id}"), None).await;
+        let audit = house.call("GET", "/api/v1/workspaces/default/audit?limit=200", None).await;
+        assert_eq!(audit.at("/data/1/after/name"), "two", "{}", audit.text);
+        let (hash,): (String,) = sqlx::query_as("SELECT doc FROM objects WHERE id = $1")
+            .bind(&id)
+            .fetch_one(house.app.db.pool())
+            .await
+            .expect("the removed key's row stays");
+        let stored: Value = serde_json::from_str(&hash).expect("a document");
+        let hash = stored["hash"].as_str().expect("keys are kept as hashes");
+        assert!(!audit.text.contains(hash));
+        for line in audit.json()["data"].as_array().expect("lines") {
+            for side in ["before", "after"] {
+                assert!(line[side].get("hash").is_none(), "{line}");
+            }
+        }
+        let verdict = house.call("GET", "/api/v1/workspaces/default/audit/verification", None).await;
+        assert_eq!(verdict.at("/intact"), "true", "{}", verdict.text);
         house.close().await;
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Noun;
+use super::standing;
 use super::store::Object;
 use crate::error::ApiError;
 
@@ -47,6 +48,7 @@ pub(super) fn beside_schema() -> Value {
                 "type": "string", "readOnly": true,
                 "description": "In answers to writes: `GET /api/v1/changes/{id}` says when it serves everywhere",
             },
+            "status": standing::schema(),
         },
     })
 }

@@ -3,12 +3,15 @@
 use axum::extract::State;
 use compiler::input::Workspace;
 use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use shared::ids::WorkspaceId;
+use utoipa::ToSchema;
 
-use super::crud::{self, make, page_schema, removed, reply_of};
+use super::crud::{self, changed_reply, changed_schema, make, page_schema, reply_of};
 use super::known::Known;
 use super::project::{DEFAULT, Projects};
+use super::standing::Standing;
 use super::store::{Actor, Changed, Naming, Object, Scope, Writing};
 use super::view::{BESIDE, beside_schema, to_map, view};
 use super::{ListFilter, Noun, id_text};
@@ -22,8 +25,17 @@ use compiler::check::Check as _;
 
 const COLLECTION: &str = "/api/v1/workspaces";
 const ITEM: &str = "/api/v1/workspaces/{workspace}";
+const PUBLISH: &str = "/api/v1/workspaces/{workspace}/publish";
 
 pub(super) struct Workspaces;
+
+/// An operator's word that a workspace may be published as it stands.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Confirmation {
+    /// Must be true: publish although the workspace shrinks or grows past the guard.
+    force: bool,
+}
 
 impl Noun for Workspaces {
     type Doc = Workspace;
@@ -78,6 +90,18 @@ pub(super) fn routes() -> Vec<Route> {
             .refuses(&[Code::RevisionMismatch])
             .answers_schema(200, "Removed", json!({ "type": "object" })),
     );
+    all.push(
+        Route::post(PUBLISH, Access::Workspace(Action::ManageFleet), publish)
+            .tag(Workspaces::TAG)
+            .summary("Confirms a revision that is held back")
+            .describe(
+                "A revision that removes more than half of a workspace, or more than doubles it, is held back until \
+                 an operator confirms it; `held_back` in `status` says so. This gives the workspace, as it stands \
+                 now, a new revision that is published in spite of that guard. Limits of nodes still hold.",
+            )
+            .body::<Confirmation>()
+            .answers_schema(200, "Confirmed", changed_schema()),
+    );
     all
 }
 
@@ -110,7 +134,12 @@ async fn list(State(app): State<App>, principal: Principal, params: Params) -> R
     let more = rows.len() as i64 > limit;
     rows.truncate(usize::try_from(limit).unwrap_or_default());
     let next = rows.last().filter(|_| more).map(|last| app.vault.sign(&context, &last.id));
-    let data: Vec<_> = rows.iter().map(view::<Workspaces>).collect();
+    let shown = |object: &Object| {
+        let mut all = view::<Workspaces>(object);
+        Standing::of(&app, &object.id).tell(&mut all, object);
+        all
+    };
+    let data: Vec<_> = rows.iter().map(shown).collect();
     Reply::json(StatusCode::OK, &json!({ "data": data, "next": next }))
 }
 
@@ -160,6 +189,26 @@ pub(super) async fn begin(
     Ok((writing, MadeWorkspace { workspace, project }))
 }
 
+async fn publish(
+    State(app): State<App>,
+    principal: Principal,
+    tenant: Tenant,
+    claim: Claim,
+    body: Body,
+) -> Result<Reply, ApiError> {
+    let confirmation: Confirmation = body.parse()?;
+    if !confirmation.force {
+        let refused = ApiError::new(Code::InvalidDocument, "the fields in errors must be corrected");
+        return Err(refused.at("force", "invalid_value", "must be true; without a confirmation nothing is to be done"));
+    }
+    let mut writing = Writing::begin(&app, Scope::of(&tenant), Actor::token(principal.id)).await?;
+    let workspace = writing.find(Workspaces::KIND, tenant.scope()).await?.ok_or_else(ApiError::not_found)?;
+    let confirmed = writing.confirm(&workspace).await?;
+    let reply = changed_reply(&confirmed)?;
+    writing.commit(&claim, &reply).await?;
+    Ok(reply)
+}
+
 async fn remove(
     State(app): State<App>,
     principal: Principal,
@@ -172,7 +221,7 @@ async fn remove(
     check_if_match(&headers, old.revision)?;
     let changed = writing.delete(&old).await?;
     writing.delete_scope().await?;
-    let reply = removed(&changed)?;
+    let reply = changed_reply(&changed)?;
     writing.commit(&claim, &reply).await?;
     Ok(reply)
 }

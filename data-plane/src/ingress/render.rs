@@ -9,6 +9,8 @@ use providers::{BadRequest, Dialect};
 use router::Refusal;
 use shared::failure::{Deadline, Failure, FailureKind};
 
+use crate::usage::journal::Unwritable;
+
 /// An error on its way to the caller.
 #[derive(Debug, Clone)]
 pub struct Problem {
@@ -76,9 +78,9 @@ impl Problem {
     }
 
     /// The usage journal takes no more: what cannot be counted is not served.
-    pub fn journal_full() -> Self {
+    pub fn unwritable(reason: Unwritable) -> Self {
         let message = "This node cannot record usage at the moment.";
-        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "usage_journal_full", message);
+        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, reason.code(), message);
         problem.retry_after_ms = Some(5_000);
         problem
     }

@@ -1,5 +1,6 @@
 //! Which of the stored states a starting node serves: the newest that is valid, unless the node
-//! keeps ending while it serves that one. File and stream go through the same `Snapshot::apply`.
+//! keeps ending before it has served anything with that one. File and stream go through the same
+//! `Snapshot::apply`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -11,7 +12,8 @@ use shared::snapshot::{Change, Rejection, SHARED_SCOPE, Scope, Snapshot};
 use super::disk::{Disk, Generation};
 use super::store::Lineage;
 
-/// The start after this many short ones on the same states uses other ones.
+/// The start after this many short ones on the same states uses other ones. A start is short until
+/// it has answered a request well or has lasted.
 const SHORT_STARTS: usize = 2;
 /// Short starts older than this do not count.
 const WITHIN_MS: i64 = 5 * 60 * 1000;
@@ -32,7 +34,7 @@ pub struct Boot {
     pub suspects: HashMap<String, StateHash>,
     /// Older states than the newest were taken, because those kept ending the process.
     pub degraded: bool,
-    fingerprint: Hash,
+    start: Start,
 }
 
 /// One scope as read from disk.
@@ -47,8 +49,9 @@ pub struct Stored {
 }
 
 /// One start of the process, on these states.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Start {
+    /// Names exactly these scopes at these revisions.
     fingerprint: Hash,
     at_ms: i64,
 }
@@ -81,18 +84,22 @@ pub fn boot(disk: &Disk, now_ms: i64) -> Boot {
     let mut starts = disk.starts();
     starts.retain(|start| (0..WITHIN_MS).contains(&now_ms.saturating_sub(start.at_ms)));
     let newest = files.choose(Order::Newest);
-    let short = |boot: &Boot| starts.iter().filter(|start| start.fingerprint == boot.fingerprint).count();
+    let short = |boot: &Boot| starts.iter().filter(|start| start.fingerprint == boot.start.fingerprint).count();
     let mut chosen = None;
     if !newest.scopes.is_empty() && short(&newest) >= SHORT_STARTS {
-        let others = [Order::Good, Order::Previous, Order::Oldest].into_iter().map(|order| files.choose(order));
-        chosen = others.filter(|other| !other.scopes.is_empty()).find(|other| short(other) < SHORT_STARTS);
+        let mut others = [Order::Good, Order::Previous, Order::Oldest].into_iter().map(|order| files.choose(order));
+        chosen = others.find(|other| serves_all_of(other, &newest) && short(other) < SHORT_STARTS);
+        if chosen.is_none() {
+            tracing::error!("the newest state ended this node repeatedly; no older one is whole, so it serves again");
+        }
     }
-    let chosen = match chosen {
+    let mut chosen = match chosen {
         Some(older) => degrade(older, &newest),
         None => newest,
     };
+    chosen.start.at_ms = now_ms;
     if !chosen.scopes.is_empty() {
-        starts.push(Start { fingerprint: chosen.fingerprint, at_ms: now_ms });
+        starts.push(chosen.start);
         let extra = starts.len().saturating_sub(MOST_STARTS);
         if let Err(e) = disk.write_starts(&starts[extra..]) {
             tracing::warn!(error = %e, "the start could not be recorded");
@@ -101,19 +108,33 @@ pub fn boot(disk: &Disk, now_ms: i64) -> Boot {
     chosen
 }
 
-/// The process has served this long enough: its start was no short one.
-pub(super) fn lasted(disk: &Disk, fingerprint: Hash) -> std::io::Result<()> {
-    let mut starts = disk.starts();
-    let before = starts.len();
-    starts.retain(|start| start.fingerprint != fingerprint);
-    if starts.len() == before { Ok(()) } else { disk.write_starts(&starts) }
+/// The process has served this long enough: neither this start nor an earlier one on the same
+/// states was a short one.
+pub(super) fn lasted(disk: &Disk, start: Start) -> std::io::Result<()> {
+    disk.retain_starts(|other| other.fingerprint != start.fingerprint)
+}
+
+/// The process has answered a request well: its start was no short one, whatever ends it now. What
+/// earlier starts came to stays.
+pub(super) fn answered(disk: &Disk, start: Start) -> std::io::Result<()> {
+    disk.retain_starts(|other| *other != start)
 }
 
 impl Boot {
-    /// Names exactly these scopes at these revisions.
-    pub(super) fn fingerprint(&self) -> Hash {
-        self.fingerprint
+    /// This start, as recorded.
+    pub(super) fn start(&self) -> Start {
+        self.start
     }
+}
+
+/// Whether `older` can stand in for `newest`. A node that answers 401 to valid keys takes traffic and
+/// fails it, which is worse than one that may end again and is then not sent any. So the shared scope
+/// and every workspace must be there, and a workspace from before its first key is as good as missing.
+fn serves_all_of(older: &Boot, newest: &Boot) -> bool {
+    let has_keys = |stored: &Stored| stored.scope.of_kind("api_key").next().is_some();
+    newest.scopes.iter().all(|(name, stored)| {
+        older.scopes.get(name).is_some_and(|older| has_keys(older) || !has_keys(stored))
+    })
 }
 
 fn degrade(older: Boot, newest: &Boot) -> Boot {
@@ -230,6 +251,6 @@ impl Boot {
             sum.update(&stored.scope.revision().to_le_bytes());
             sum.update(stored.scope.state_hash().as_bytes());
         }
-        self.fingerprint = sum.finish();
+        self.start.fingerprint = sum.finish();
     }
 }

@@ -7,6 +7,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use prost::Message;
 use shared::proto;
@@ -28,6 +29,8 @@ const CANDIDATE: &str = "candidate.link";
 pub struct Disk {
     folder: PathBuf,
     key: SealKey,
+    /// Two threads change the record of starts.
+    starts: Mutex<()>,
     /// Held for its lock.
     _lock: File,
 }
@@ -72,7 +75,7 @@ impl Disk {
             Err(TryLockError::Error(e)) => return Err(e),
         }
         let key = SealKey::load_or_create(&folder.join("seal.key"))?;
-        let disk = Self { folder: folder.to_owned(), key, _lock: lock };
+        let disk = Self { folder: folder.to_owned(), key, starts: Mutex::new(()), _lock: lock };
         disk.clear_remains();
         Ok(disk)
     }
@@ -225,8 +228,20 @@ impl Disk {
 
     /// Replaces the record of starts.
     pub(super) fn write_starts(&self, starts: &[Start]) -> io::Result<()> {
-        let text: String = starts.iter().map(|start| format!("{start}\n")).collect();
-        seal::write_whole(&self.folder.join("starts"), text.as_bytes())
+        seal::write_whole(&self.folder.join("starts"), lines(starts).as_bytes())
+    }
+
+    /// Drops those from the record of starts that are not to be kept. Written when it returns, but not
+    /// synced: it has to survive the process, and after a power cut a start counted too many is harmless.
+    pub(super) fn retain_starts(&self, keep: impl Fn(&Start) -> bool) -> io::Result<()> {
+        let _one_at_a_time = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut starts = self.starts();
+        let before = starts.len();
+        starts.retain(keep);
+        if starts.len() == before {
+            return Ok(());
+        }
+        seal::replace(&self.folder.join("starts"), lines(&starts).as_bytes())
     }
 
     fn scope_folder(&self, scope: &str) -> PathBuf {
@@ -251,6 +266,10 @@ impl Disk {
 /// Names that may become folders: what a scope can be called, and nothing that leads elsewhere.
 fn is_scope(name: &str) -> bool {
     name == SHARED_SCOPE || name.parse::<shared::ids::WorkspaceId>().is_ok()
+}
+
+fn lines(starts: &[Start]) -> String {
+    starts.iter().map(|start| format!("{start}\n")).collect()
 }
 
 fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {

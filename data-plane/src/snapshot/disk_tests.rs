@@ -4,12 +4,17 @@
 use std::fs;
 use std::io;
 
+use prost::Message;
+use shared::proto;
 use shared::snapshot::{SHARED_SCOPE, Scope};
 
 use super::Store;
 use super::boot::boot;
 use super::disk::{Disk, GENERATIONS, Step};
-use super::fixture::{Folder, SECRET, delta, full, shared_scope, workspace_id, workspace_scope};
+use super::fixture::{
+    self, Folder, SECRET, delta, full, key, key_hash, scope, shared_scope, workspace_id, workspace_resources,
+    workspace_scope,
+};
 use super::keeper::Keeper;
 use super::seal::HEADER_BYTES;
 use super::status::Status;
@@ -178,6 +183,77 @@ fn the_third_short_start_uses_an_older_state() {
     assert_eq!(store.held_scope(&name()).0, 1);
     assert!(store.is_ready() && store.status().degraded.load(std::sync::atomic::Ordering::Relaxed));
     store.apply(&full(&name(), &workspace_scope(1, 3, 2, "C"))).expect("a newer state may be better");
+}
+
+/// S9: a node that is killed again and again but answers each time serves the newest each time. F19
+/// still holds for starts that end before they answer.
+#[test]
+fn a_start_that_answered_is_no_short_one() {
+    // What each start does (a: answers, then is killed; d: dies first), and what it serves (n: the
+    // newest state, o: an older one).
+    let cases = [
+        ("aaaaaaaaaaa", "nnnnnnnnnnn"),
+        ("ddaaa", "nnooo"),
+        ("adda", "nnno"),
+        ("dadaa", "nnnoo"),
+        ("dadadd", "nnnooo"),
+    ];
+    for (starts, serve) in cases {
+        let folder = Folder::new("answered");
+        drop(written(&folder, 2));
+        for (index, (act, serves)) in starts.chars().zip(serve.chars()).enumerate() {
+            let store = Store::open(folder.path(), None).expect("the one before is gone");
+            let expected = if serves == 'n' { (2, false) } else { (1, true) };
+            let degraded = store.status().degraded.load(std::sync::atomic::Ordering::Relaxed);
+            assert_eq!((store.held_scope(&name()).0, degraded), expected, "{starts}, start {index}");
+            let recorded = || fs::read_to_string(folder.path().join("starts")).expect("written").lines().count();
+            let before = recorded();
+            if act == 'a' {
+                store.answered();
+                assert_eq!(recorded(), before - 1, "{starts}, start {index}: written before it returns");
+                store.answered();
+                assert_eq!(recorded(), before - 1, "{starts}, start {index}: once");
+            }
+        }
+    }
+}
+
+/// An older state with which valid keys would be answered 401 is no way out of a crash loop.
+#[test]
+fn an_older_state_stands_in_only_if_nothing_is_missing() {
+    let other = workspace_id(2).to_string();
+    // It holds a key that workspace 1 had at revision 1: the two are not valid together.
+    let moved = {
+        let mut resources = workspace_resources(2, 0, "A");
+        let resource = key(2, 0, "moved");
+        let mut key = proto::ApiKey::decode(resource.body.clone()).expect("just encoded");
+        key.hash = key_hash(1, 0).to_vec();
+        resources.push(fixture::resource("api_key", &resource.id, &key));
+        scope(resources, 1)
+    };
+    let of_keys = |revision, keys| (name(), workspace_scope(1, revision, keys, "A"));
+    let cases = [
+        ("whole", vec![of_keys(1, 2), of_keys(2, 3)], 1),
+        ("before its first key", vec![of_keys(1, 0), of_keys(2, 2)], 2),
+        ("never had a key", vec![of_keys(1, 0), of_keys(2, 0)], 1),
+        ("whole further back", vec![of_keys(1, 2), of_keys(2, 0), of_keys(3, 2)], 1),
+        ("without the other workspace", vec![of_keys(1, 2), of_keys(2, 0), (other.clone(), moved)], 2),
+    ];
+    for (case, states, expected) in cases {
+        let folder = Folder::new("whole");
+        let disk = written(&folder, 0);
+        let newest = states.iter().filter(|(scope, _)| *scope == name()).map(|(_, state)| state.revision()).max();
+        let scopes = 1 + states.iter().map(|(scope, _)| scope).collect::<std::collections::BTreeSet<_>>().len();
+        for (scope, state) in &states {
+            disk.write(scope, LINEAGE, state).expect("there is room");
+        }
+        let start = |at_ms| boot(&disk, at_ms);
+        let revision = |boot: &super::boot::Boot| boot.scopes[&name()].scope.revision();
+        assert_eq!([start(1), start(2)].map(|boot| Some(revision(&boot))), [newest; 2], "{case}");
+        let third = start(3);
+        assert_eq!((revision(&third), third.scopes.len()), (expected, scopes), "{case}");
+        assert_eq!(third.degraded, Some(expected) != newest, "{case}");
+    }
 }
 
 #[test]

@@ -9,10 +9,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use runtime::clock;
-use shared::digest::Hash;
 use shared::snapshot::Scope;
 
-use super::boot::{self, Boot};
+use super::boot::{self, Boot, Start};
 use super::disk::Disk;
 use super::status::Status;
 use super::store::Lineage;
@@ -29,6 +28,8 @@ const GOOD_AFTER: Duration = Duration::from_secs(60);
 /// Remembers what serves. Dropping it writes what is left and waits for that.
 #[derive(Debug)]
 pub struct Keeper {
+    disk: Arc<Disk>,
+    start: Start,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -59,13 +60,13 @@ impl Keeper {
     /// # Errors
     /// When the thread cannot start.
     pub fn start(disk: Disk, boot: &Boot, status: Arc<Status>) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let writer = Writer::new(disk, boot, status, clock::monotonic);
+        let (disk, shared) = (Arc::new(disk), Arc::new(Shared::default()));
+        let writer = Writer::new(disk.clone(), boot, status, clock::monotonic);
         let thread = runtime::task::thread("snapshot-keeper", {
             let shared = shared.clone();
             move || writer.run(&shared)
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { disk, start: boot.start(), shared, thread: Some(thread) })
     }
 
     /// Notes that this state serves. Returns at once.
@@ -76,6 +77,15 @@ impl Keeper {
     /// Notes that the scope is gone. Returns at once.
     pub fn forget(&self, name: &str) {
         self.push(name, Job::Remove);
+    }
+
+    /// Notes that this process has answered a request well. Writes one small file, and returns when it
+    /// is written: whoever kills the process from now on is not taken for what it served. Called at the
+    /// same time by many, all wait for the first.
+    pub fn answered(&self) {
+        if let Err(e) = boot::answered(&self.disk, self.start) {
+            tracing::warn!(error = %e, "the record of starts could not be cleared");
+        }
     }
 
     /// Waits until all that was noted before has been written or has failed once.
@@ -108,9 +118,9 @@ impl Drop for Keeper {
 
 /// The thread's own.
 struct Writer {
-    disk: Disk,
+    disk: Arc<Disk>,
     status: Arc<Status>,
-    fingerprint: Hash,
+    start: Start,
     /// A monotonic clock, as are all times below.
     now: fn() -> Duration,
     started: Duration,
@@ -122,11 +132,11 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(disk: Disk, boot: &Boot, status: Arc<Status>, now: fn() -> Duration) -> Self {
+    fn new(disk: Arc<Disk>, boot: &Boot, status: Arc<Status>, now: fn() -> Duration) -> Self {
         let mut writer = Self {
             disk,
             status,
-            fingerprint: boot.fingerprint(),
+            start: boot.start(),
             now,
             started: now(),
             lasted: false,
@@ -231,7 +241,7 @@ impl Writer {
         let lasted = |since: Duration| now.saturating_sub(since) >= GOOD_AFTER;
         if !self.lasted && lasted(self.started) {
             self.lasted = true;
-            if let Err(e) = boot::lasted(&self.disk, self.fingerprint) {
+            if let Err(e) = boot::lasted(&self.disk, self.start) {
                 tracing::warn!(error = %e, "the record of starts could not be cleared");
             }
         }
@@ -267,7 +277,7 @@ mod tests {
     fn writer(folder: &Folder) -> Writer {
         let disk = Disk::open(folder.path()).expect("the folder is ours");
         let boot = boot::boot(&disk, 1);
-        Writer::new(disk, &boot, Arc::default(), || NOW.get())
+        Writer::new(Arc::new(disk), &boot, Arc::default(), || NOW.get())
     }
 
     fn write(writer: &mut Writer, name: &str, scope: Scope) -> bool {

@@ -173,6 +173,13 @@ pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_folder(path)
 }
 
+/// As [`write_whole`], for what has to survive the process but not the machine: nothing is synced.
+pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    create_private(&temporary)?.write_all(content)?;
+    fs::rename(&temporary, path)
+}
+
 /// An empty file that only this user can read, in place of one of that name.
 pub(super) fn create_private(path: &Path) -> io::Result<File> {
     // Opening would keep the mode of one that is there already.

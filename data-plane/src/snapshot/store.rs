@@ -46,6 +46,8 @@ pub struct Store {
     current: ArcSwap<Snapshot>,
     writer: Mutex<Writer>,
     ready: AtomicBool,
+    /// A request was answered well, and that is on record.
+    answered: AtomicBool,
     status: Arc<Status>,
     reaper: Reaper,
     self_tests: Vec<Box<dyn SelfTest>>,
@@ -119,6 +121,7 @@ impl Store {
             current: ArcSwap::from_pointee(boot.snapshot),
             writer: Mutex::new(writer),
             ready: AtomicBool::new(ready),
+            answered: AtomicBool::new(false),
             status,
             reaper: Reaper::start()?,
             self_tests,
@@ -185,6 +188,15 @@ impl Store {
         }
     }
 
+    /// A request was answered well, so what serves does not end the process at once. The first call
+    /// writes a small file before it returns, so that even a kill right after the first answer does not
+    /// count as a start that came to nothing; later calls cost one relaxed load.
+    pub fn answered(&self) {
+        if !self.answered.load(Ordering::Relaxed) {
+            self.first_answer();
+        }
+    }
+
     /// Checks an update (all its chunks in one message) and, when it passes, serves it. Blocks for
     /// as long as the checks take; call it outside of async code.
     ///
@@ -227,6 +239,15 @@ impl Store {
         if let Some(keeper) = &self.keeper {
             keeper.flush();
         }
+    }
+
+    #[cold]
+    fn first_answer(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.answered();
+        }
+        // Only now: no other thread's answer may overtake the record.
+        self.answered.store(true, Ordering::Relaxed);
     }
 
     fn conclude(&self, update: &proto::Update, outcome: Result<Applied, Rejection>) -> Result<Applied, Rejection> {

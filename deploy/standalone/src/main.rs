@@ -15,12 +15,16 @@ use runtime::rpc::Dialer;
 use runtime::telemetry;
 use shared::ids::NodeId;
 
+/// As in the program `data-plane`: most of what is allocated is a node's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Pointsman: a self-hosted router for language models.
 ///
 /// Applications keep their OpenAI client and change its base URL. This program holds everything: the
 /// control plane with its management interface, and one data-plane node. Without a command it serves.
 #[derive(Debug, Parser)]
-#[command(name = "pointsman", version, args_override_self = true)]
+#[command(name = "pointsman", version, args_override_self = true, args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -84,7 +88,7 @@ struct Serve {
     log_format: telemetry::Format,
 
     /// Log filter, such as `info,data_plane=debug`.
-    #[arg(long, env = "POINTSMAN_LOG", default_value = "warn,pointsman=info")]
+    #[arg(long, env = "POINTSMAN_LOG", default_value = "warn,access=info")]
     log: String,
 
     /// OTLP over gRPC, such as `http://127.0.0.1:4317`; absent = no spans.

@@ -41,10 +41,21 @@ pub fn arguments(command: &Command) -> Result<Vec<OsString>, BadFile> {
     let read = std::fs::read_to_string(&path);
     let text = read.map_err(|e| BadFile { path: path.clone(), key: String::new(), message: e.to_string() })?;
     let in_environment = |name: &str| std::env::var_os(name).is_some();
+    let (command, behind) = place(command, &given);
     let from_file = parse(&path, &text, command, in_environment)?;
-    let mut given = given.into_iter();
-    let program = given.next();
-    Ok(program.into_iter().chain(from_file).chain(given).collect())
+    let mut all = given;
+    all.splice(behind..behind, from_file);
+    Ok(all)
+}
+
+/// Whose settings they are, and behind how many arguments they go: behind the program's name and that
+/// of its subcommand, when the first argument is one.
+fn place<'a>(command: &'a Command, given: &[OsString]) -> (&'a Command, usize) {
+    let named = given.get(1).and_then(|first| command.find_subcommand(first));
+    match named {
+        Some(subcommand) => (subcommand, 2),
+        None => (command, given.len().min(1)),
+    }
 }
 
 fn config_path(given: &[OsString]) -> Option<PathBuf> {
@@ -121,5 +132,17 @@ mod tests {
             assert_eq!(read(text).map_err(|e| e.to_string()), Err(message.to_owned()));
         }
         assert!(read("listen = ").is_err());
+    }
+
+    #[test]
+    fn a_subcommand_takes_the_settings() {
+        let command = Command::new("x").subcommand(Command::new("serve"));
+        let given = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let at = |words: &[&str]| {
+            let (command, behind) = place(&command, &given(words));
+            (command.get_name().to_owned(), behind)
+        };
+        assert_eq!(at(&["x", "serve", "--config", "f"]), ("serve".to_owned(), 2));
+        assert_eq!(at(&["x", "--config", "f"]), ("x".to_owned(), 1));
     }
 }

@@ -1,3 +1,6 @@
+//! What lowering makes of good, faulty and damaged documents: faults as cases, and the properties that
+//! what comes out always serves and that compiling by steps agrees with compiling all at once.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -76,7 +76,8 @@ async fn sums_by_every_grain_and_name() {
         let month = |ms: i64| if ms < NOW_MS { 1_701_388_800_000 } else { NOW_MS };
         type Names = fn(&shared::proto::UsageRecord) -> Vec<String>;
         let vendor: Names = |r| vec![r.vendor.clone()];
-        let cases: [(&str, &[&str], fn(i64) -> i64, Names); 5] = [
+        type Start = fn(i64) -> i64;
+        let cases: [(&str, &[&str], Start, Names); 5] = [
             ("minute", &[], |ms| ms - ms % MINUTE, |_| vec![]),
             ("hour", &["vendor"], |ms| ms - ms % (60 * MINUTE), vendor),
             (

@@ -1,3 +1,6 @@
+//! What a session sends, and when: each rule by itself, and a model node that follows the board
+//! through any order of commits, answers and lost streams.
+
 use proptest::prelude::*;
 
 use shared::snapshot::{Scope, ScopeDelta};
@@ -267,9 +270,30 @@ fn removed_scopes_are_dropped_and_others_awaited() {
     assert_eq!(updates(&out), [], "a scope that this replica has yet to hear of stays");
     board.post(Published::removed("ws_a".into(), 2, Commit::default()));
     let update = updates(&session.moved(0)).remove(0);
-    assert!(update.scope_removed && update.last && update.to == 2);
+    assert!(update.scope_removed && update.last && update.to == 2 && !update.force);
     assert_eq!(session.message(ack(&update), 0), [Output::Dropped("ws_a".into())]);
     assert_eq!(session.message(ack(&update), 0), [Output::Ignored]);
+}
+
+#[test]
+fn a_removal_that_was_asked_for_is_confirmed_to_nodes_of_any_lineage() {
+    let board = board(&["shared", "ws_a"]);
+    let hash = |scope: &str| board.get(scope).expect("published").state_hash();
+    let held = [("shared", 1, hash("shared")), ("ws_a", 1, hash("ws_a"))];
+    board.post(Published::removed("ws_a".into(), 2, Commit { at_ms: 0, forced_at: 2 }));
+    let foreign = proto::Hello { lineage: vec![8; 16], ..hello(&held) };
+    for (hello, catalogue) in [(hello(&held), false), (foreign, true)] {
+        let (mut session, mut out) = open(&board, &hello);
+        if catalogue {
+            out = session.message(ack(&updates(&out)[0]), 0);
+        }
+        let sent = updates(&out);
+        let [update] = &sent[..] else { panic!("one update: {out:?}") };
+        assert_eq!((update.scope.as_str(), update.scope_removed, update.force), ("ws_a", true, true));
+        assert!(!session.is_settled());
+        session.message(ack(update), 0);
+        assert!(session.is_settled());
+    }
 }
 
 #[test]
@@ -486,7 +510,9 @@ proptest! {
                 }
                 Step::Tick => session.tick(1),
                 Step::Reconnect => {
-                    (answers.clear(), past.clear(), node.chunks.clear());
+                    answers.clear();
+                    past.clear();
+                    node.chunks.clear();
                     let (next, out) = open(&board, &node.hello());
                     session = next;
                     wire.clear();

@@ -22,7 +22,7 @@ pub struct AuditLine<'a> {
     pub at_ms: i64,
     /// Id of an admin token, or `system`.
     pub actor: &'a str,
-    /// `create`, `update`, `delete`.
+    /// `create`, `update`, `delete`, `confirm`.
     pub action: &'a str,
     /// What kind of object.
     pub kind: &'a str,
