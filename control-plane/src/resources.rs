@@ -1,4 +1,4 @@
-//! The configuration resources over REST. A noun is its document type and a few facts ([`Noun`]); the
+//! The configuration resources over REST. A noun is its document type and a few facts (`Noun`); the
 //! handlers exist once, in `crud`. Nothing here knows SQL beyond `store`, nor how documents compile.
 
 mod alias;

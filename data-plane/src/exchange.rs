@@ -95,7 +95,12 @@ impl Exchange {
     ///
     /// # Errors
     /// When usage cannot be written down: the request must be refused.
-    pub fn begin(worker: &Arc<Worker>, plan: Plan, asked: &Asked<'_>, in_flight: InFlight) -> Result<Self, Unwritable> {
+    pub fn begin(
+        worker: &Arc<Worker>,
+        plan: Plan,
+        asked: &Asked<'_>,
+        in_flight: InFlight,
+    ) -> Result<Box<Self>, Unwritable> {
         let mut record = proto::UsageRecord {
             request_id: asked.arrival.id.as_bytes().to_vec(),
             workspace_id: asked.workspace.id.to_string(),
@@ -115,7 +120,7 @@ impl Exchange {
         }
         let meter = Meter::begin(&worker.journal, record)?;
         let decided = now();
-        Ok(Self {
+        Ok(Box::new(Self {
             attempts: Attempts::new(Now { mono_ms: as_ms(asked.arrival.at), ..decided }),
             worker: worker.clone(),
             plan,
@@ -127,7 +132,7 @@ impl Exchange {
             trace: asked.trace.clone(),
             first_byte_us: 0,
             _in_flight: in_flight,
-        })
+        }))
     }
 
     /// An attempt begins at `slot`.

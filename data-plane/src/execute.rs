@@ -127,7 +127,7 @@ async fn attempt(exchange: &Exchange, job: &Job<'_>, slot: Slot, until: Instant)
     let reply = worker.upstream.call(candidate.base_url(), request, &deadlines).await?;
     let secret = access.credential.as_deref().and_then(Credential::secret);
     if reply.response.status() != http::StatusCode::OK {
-        return Err(refused(job.dialect, reply, secret, deadlines.total).await);
+        return Err(Box::pin(refused(job.dialect, reply, secret, deadlines.total)).await);
     }
     match (job.dialect.carries(reply.response.headers()), job.head.stream) {
         (Carries::Json, false) => {

@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// One stream on its way.
 pub struct Relay {
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     dialect: Dialect,
     out: VecDeque<Bytes>,
     tap: Tap,
@@ -42,7 +42,7 @@ pub struct Relay {
 
 impl Relay {
     /// Goes on from where the first event was.
-    pub fn new(exchange: Exchange, source: Source, dialect: Dialect) -> Self {
+    pub fn new(exchange: Box<Exchange>, source: Source, dialect: Dialect) -> Self {
         let now = Instant::now();
         let connection = source.connection;
         let mut relay = Self {

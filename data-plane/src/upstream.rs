@@ -122,7 +122,8 @@ impl Upstream {
         loop {
             let (mut sender, fresh) = match self.take_idle(&host) {
                 Some(sender) => (sender, false),
-                None => (self.connect(&host, deadlines).await?, true),
+                // Rare and large: boxed, so that every other request's future stays small.
+                None => (Box::pin(self.connect(&host, deadlines)).await?, true),
             };
             let until = deadlines.total.min(Instant::now() + deadlines.first_token);
             let sent = match timeout_at(until, sender.try_send_request(request)).await {

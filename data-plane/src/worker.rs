@@ -128,10 +128,7 @@ async fn serve(worker: Arc<Worker>, stream: TcpStream, peer: SocketAddr, phases:
     http.max_headers(100).max_header_size(limits.head_bytes);
     let service = service_fn(move |request| {
         let (worker, activity) = (worker.clone(), activity.clone());
-        // Boxed where it is made: hyper moves a request's future about, and this one is large.
-        Box::pin(async move {
-            Ok::<_, std::convert::Infallible>(pipeline::serve(worker, peer.ip(), request, activity).await)
-        })
+        async move { Ok::<_, std::convert::Infallible>(pipeline::serve(worker, peer.ip(), request, activity).await) }
     });
     let mut connection = std::pin::pin!(http.serve_connection(io, service));
     let mut draining = phases;

@@ -31,7 +31,8 @@ pub fn repository() -> PathBuf {
 }
 
 fn locate() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("POINTSMAN_BIN_DIR") {
+    // Empty is how a shell says "not this one".
+    if let Some(dir) = std::env::var_os("POINTSMAN_BIN_DIR").filter(|dir| !dir.is_empty()) {
         return Ok(PathBuf::from(dir));
     }
     let profile_dir = profile_dir()?;

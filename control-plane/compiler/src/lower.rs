@@ -128,7 +128,7 @@ pub struct Quarantined {
     pub revision: u64,
     /// Stable: `invalid_json`, `unknown_reference`, `quarantined_reference`, `invalid_value`, …
     pub code: &'static str,
-    /// Field: "prices[0].input"; empty = the whole document.
+    /// Field: `prices[0].input`; empty = the whole document.
     pub path: String,
     /// For a person; never a secret.
     pub message: String,

@@ -1,6 +1,6 @@
 //! Applies what nodes report: each record exactly once.
 //!
-//! One transaction per batch compares the batch with the journal's mark ([`decide`]), inserts the
+//! One transaction per batch compares the batch with the journal's mark (`decide`), inserts the
 //! records, adds them to the sums, posts the entries and moves the mark; the answer follows the
 //! commit. At most once comes from the mark, at least once from the node, which keeps a record until
 //! the answer. The request id, unique for ever, is a second guard against journals that were copied

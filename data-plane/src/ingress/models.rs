@@ -19,7 +19,9 @@ pub fn list(workspace: &Workspace, key: &ApiKey) -> Bytes {
 pub fn get(workspace: &Workspace, key: &ApiKey, name: &str) -> Option<Bytes> {
     let listed = listing::list(workspace, key, now());
     // A private model answers to its name without the workspace too, as it does in a request.
-    let own = |listed: &Listed<'_>| listed.name.strip_prefix(&*workspace.key).and_then(|rest| rest.strip_prefix('@')) == Some(name);
+    let own = |listed: &Listed<'_>| {
+        listed.name.strip_prefix(&*workspace.key).and_then(|rest| rest.strip_prefix('@')) == Some(name)
+    };
     let found = listed.iter().find(|listed| listed.name == name || own(listed))?;
     Some(Bytes::from(row(found).to_string()))
 }

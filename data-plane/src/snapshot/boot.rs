@@ -132,9 +132,10 @@ impl Boot {
 /// and every workspace must be there, and a workspace from before its first key is as good as missing.
 fn serves_all_of(older: &Boot, newest: &Boot) -> bool {
     let has_keys = |stored: &Stored| stored.scope.of_kind("api_key").next().is_some();
-    newest.scopes.iter().all(|(name, stored)| {
-        older.scopes.get(name).is_some_and(|older| has_keys(older) || !has_keys(stored))
-    })
+    newest
+        .scopes
+        .iter()
+        .all(|(name, stored)| older.scopes.get(name).is_some_and(|older| has_keys(older) || !has_keys(stored)))
 }
 
 fn degrade(older: Boot, newest: &Boot) -> Boot {
