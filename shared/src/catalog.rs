@@ -33,7 +33,7 @@ pub struct VendorRow {
 /// What is wrong with a catalogue file, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CatalogError {
-    /// "models.toml: openai/gpt-4o: prices[0].input".
+    /// `models.toml: openai/gpt-4o: prices[0].input`.
     pub path: String,
     /// What is wrong there.
     pub message: String,

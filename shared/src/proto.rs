@@ -82,7 +82,7 @@ pub struct CatalogOffering {
     /// The id that the vendor's API wants.
     #[prost(string, tag = "2")]
     pub model: ::prost::alloc::string::String,
-    /// Provider-independent name, "<maker>/<model>", the same for all vendors that serve it.
+    /// Provider-independent name, `<maker>/<model>`, the same for all vendors that serve it.
     #[prost(string, tag = "3")]
     pub base_model: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "4")]
@@ -580,14 +580,14 @@ impl NackCode {
         }
     }
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UsageMessage {
     #[prost(oneof = "usage_message::Message", tags = "1, 2")]
     pub message: ::core::option::Option<usage_message::Message>,
 }
 /// Nested message and enum types in `UsageMessage`.
 pub mod usage_message {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Message {
         #[prost(message, tag = "1")]
         Open(super::UsageOpen),

@@ -166,7 +166,7 @@ pub struct Offering {
     pub model: Box<str>,
     /// The id that the API wants.
     pub upstream_model: Box<str>,
-    /// "<maker>/<model>"; empty when unknown.
+    /// `<maker>/<model>`; empty when unknown.
     pub base_model: Box<str>,
     /// Added by the workspace.
     pub private: bool,

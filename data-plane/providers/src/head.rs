@@ -20,7 +20,7 @@ pub struct BadRequest {
 impl BadRequest {
     /// Not JSON in UTF-8, or something behind it.
     pub const INVALID_JSON: &'static str = "invalid_json";
-    /// More than [`MAX_DEPTH`](crate::head::MAX_DEPTH) levels of arrays and objects.
+    /// More than [`MAX_DEPTH`] levels of arrays and objects.
     pub const NESTING_TOO_DEEP: &'static str = "nesting_too_deep";
     /// A field that must be there is not.
     pub const MISSING: &'static str = "missing_required_parameter";

@@ -18,7 +18,7 @@ pub enum Permission {
 }
 
 /// Whether the key may be used for this, from there, now. Cheap enough to ask before the body is
-/// read; [`crate::plan`] asks again.
+/// read; [`crate::plan()`] asks again.
 pub fn admit(
     key: &ApiKey,
     workspace: &Workspace,

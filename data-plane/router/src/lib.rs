@@ -2,8 +2,8 @@
 //! attempt, and what it costs. Pure: time, randomness and the health of the fleet are arguments, so
 //! the same inputs give the same decision, in a test, in production and in a replay.
 //!
-//! It refuses to know wire formats, sockets and clocks. It keeps two things apart: [`plan`] and
-//! [`retry::next`] only read; what they read of the past is written by [`retry::Attempts`].
+//! It refuses to know wire formats, sockets and clocks. It keeps two things apart: [`plan()`] and
+//! `retry::next` only read; what they read of the past is written by [`retry::Attempts`].
 #![deny(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
 
 pub mod admit;

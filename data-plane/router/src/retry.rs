@@ -1,4 +1,4 @@
-//! THE retry decision: what follows a failed attempt. [`next`] only reads; [`Attempts`] is the log it
+//! THE retry decision: what follows a failed attempt. `next` only reads; [`Attempts`] is the log it
 //! reads, written by whoever makes the attempts, who asks [`Attempts::step`].
 //!
 //! **The bound.** Trying a provider once more for a request that it already failed for reasons of
@@ -119,7 +119,7 @@ impl Attempts {
         self.committed
     }
 
-    /// What [`next`] says, and takes from the retry budget what that costs: at the time of deciding,
+    /// What `next` says, and takes from the retry budget what that costs: at the time of deciding,
     /// or all who wait at once would spend the same token.
     pub fn step(&self, plan: &Plan, fleet: &mut Fleet, now: Now, seed: u64) -> Next {
         let step = next(plan, self, fleet, now, seed);

@@ -1,7 +1,7 @@
 //! What a worker thread writes down about requests before it acts: an intent before the provider is
 //! called, checkpoints while a stream runs, the final record before the caller's last byte.
 //!
-//! One journal per worker, a folder of append-only segments (see [`frame`] for the bytes). A record
+//! One journal per worker, a folder of append-only segments (the module `frame` has the bytes). A record
 //! is handed to the kernel with one `write` and no buffering here, so a killed process loses nothing;
 //! one background thread makes all journals durable every few milliseconds. Finals are numbered by
 //! their order on disk; numbers are derived again at each start and never stored beside them.

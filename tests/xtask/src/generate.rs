@@ -83,10 +83,11 @@ fn format(root: &Path, code: &str) -> Result<String> {
         .spawn()
         .context("starting rustfmt")?;
     let mut stdin = rustfmt.stdin.take().context("rustfmt takes no input")?;
-    let code = code.to_owned();
-    let writer = std::thread::spawn(move || stdin.write_all(code.as_bytes()));
-    let out = rustfmt.wait_with_output()?;
-    drop(writer.join());
+    // Written and read at the same time: it may answer before it has read everything.
+    let out = std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(code.as_bytes()));
+        rustfmt.wait_with_output()
+    })?;
     if !out.status.success() {
         bail!("rustfmt: {}", out.status);
     }

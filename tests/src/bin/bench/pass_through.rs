@@ -1,5 +1,6 @@
 //! A bare pass-through: what forwarding costs with hyper when nothing is read, decided or counted.
 //! One thread, a current-thread runtime, its own pool of HTTP/1.1 connections, no delay on both sides.
+#![expect(clippy::disallowed_methods, reason = "measured against: as bare as it can be")]
 
 use std::cell::RefCell;
 use std::net::SocketAddr;

@@ -1,5 +1,6 @@
 //! The upstream: pre-built answers over raw HTTP/1.1, as cheap as an upstream can be. It shares the
 //! load's thread, so that neither waits for the other's turn.
+#![expect(clippy::disallowed_methods, reason = "measured against: as bare as it can be")]
 
 use std::net::SocketAddr;
 use std::rc::Rc;
