@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -59,7 +60,7 @@ impl Admin {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(_) => {
-                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                        tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
                     }
                 },
@@ -186,17 +187,7 @@ impl Collector for State {
             ),
             ("ready", "1 when the node takes requests", i64::from(admin.not_ready().is_none())),
             ("control_plane_connected", "1 while the snapshot stream is up", i64::from(status.connected.load(relaxed))),
-            (
-                "control_plane_last_contact_ms",
-                "Wall clock of the last message, ms since 1970",
-                status.last_contact_ms.load(relaxed),
-            ),
             ("snapshot_bytes", "Bytes of compiled state held", count(status.held_bytes.load(relaxed))),
-            (
-                "snapshot_last_apply_us",
-                "Duration of the last update, microseconds",
-                count(status.last_apply_us.load(relaxed)),
-            ),
             (
                 "snapshot_degraded",
                 "1 when the node started from an older state",
@@ -212,6 +203,20 @@ impl Collector for State {
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let last_contact = Duration::from_millis(u64::try_from(status.last_contact_ms.load(relaxed)).unwrap_or(0));
+        let last_apply = Duration::from_micros(status.last_apply_us.load(relaxed));
+        let times = [
+            (
+                "control_plane_last_contact_timestamp_seconds",
+                "Time of the last message, seconds since 1970",
+                last_contact,
+            ),
+            ("snapshot_last_apply_seconds", "Duration of the last update", last_apply),
+        ];
+        for (name, help, value) in times {
+            let gauge = ConstGauge::new(value.as_secs_f64());
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
         let counters = [

@@ -394,11 +394,11 @@ async fn a_caller_that_leaves_cancels_the_call() {
     assert_eq!((record.outcome(), record.status), (proto::Outcome::Cancelled, 499));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_draining_node_finishes_what_it_began() {
-    let node = TestNode::start(None).await;
-    let body = json!({"model": "sandbox/echo", "stream": true, "messages": [{"role": "user", "content": "[[pace:100]] a b c d e"}]});
-    let (data, body) = (node.data, body.to_string());
+/// Starts a stream on the node and gives its whole answer once it has ended.
+async fn begin_stream(node: &TestNode, order: &str) -> tokio::task::JoinHandle<(u16, String, String)> {
+    let messages = json!([{"role": "user", "content": order}]);
+    let body = json!({"model": "sandbox/echo", "stream": true, "messages": messages}).to_string();
+    let data = node.data;
     let streaming = task::spawn("caller", async move {
         let headers = format!("authorization: Bearer {KEY}\r\n");
         send_to(data, "POST", "/v1/chat/completions", &headers, &body).await
@@ -406,8 +406,27 @@ async fn a_draining_node_finishes_what_it_began() {
     while !send_to(node.admin, "GET", "/metrics", "", "").await.2.contains("pointsman_requests_in_flight 1") {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    streaming
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_node_finishes_what_it_began() {
+    let node = TestNode::start(None).await;
+    let streaming = begin_stream(&node, "[[pace:100]] a b c d e").await;
     let records = node.stop().await;
     let (status, _, answer) = streaming.await.expect("the client gets its answer");
     assert!(status == 200 && answer.ends_with("data: [DONE]\n\n"), "{answer}");
     assert_eq!(records.first().map(proto::UsageRecord::outcome), Some(proto::Outcome::Completed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_longer_than_the_drain_ends_with_an_error_event() {
+    let node = TestNode::start_with(None, &["--drain-timeout-ms=300"]).await;
+    let streaming = begin_stream(&node, "[[pace:500]] [[words:100]]").await;
+    let records = node.stop().await;
+    let (status, _, answer) = streaming.await.expect("the client gets an answer");
+    assert_eq!(status, 200);
+    assert!(answer.contains("\"code\":\"node_shutting_down\"") && !answer.contains("[DONE]"), "{answer}");
+    let [record] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!((record.outcome(), record.code.as_str()), (proto::Outcome::Cut, "node_shutting_down"));
 }

@@ -518,7 +518,9 @@ fn damage(rows: &mut Vec<Row>, (which, how, member, value): (prop::sample::Index
     let at = which.index(rows.len());
     match how {
         0 => {
-            let cut = member.index(rows[at].2.len());
+            // An earlier cut may have left nothing.
+            let cut = member.index(rows[at].2.len().max(1));
+            let cut = rows[at].2.floor_char_boundary(cut);
             rows[at].2.truncate(cut);
         }
         1 => _ = rows.remove(at),
