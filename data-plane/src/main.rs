@@ -6,7 +6,7 @@ use data_plane::config::Config;
 use data_plane::{Control, start};
 use runtime::telemetry;
 
-/// A request allocates and frees some eighty times; the system's allocator took an eighth of its time.
+/// The system's allocator took an eighth of a request's time; see BENCHMARKS.md.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
