@@ -36,6 +36,8 @@ pub struct Activity(Arc<AtomicU8>);
 const IDLE: u8 = 0;
 const HEAD: u8 = 1;
 const REQUEST: u8 = 2;
+/// No activity.
+const NOTHING: u8 = 3;
 
 impl Activity {
     /// The head is complete; the request runs until the guard is dropped.
@@ -61,6 +63,8 @@ pub struct ClientIo {
     activity: Activity,
     /// Armed lazily: it fires early rather than being reset for every byte, and then looks.
     read: Pin<Box<Sleep>>,
+    /// What the connection was doing when `read_since` was taken.
+    seen: u8,
     read_since: Instant,
     write: Option<Pin<Box<Sleep>>>,
 }
@@ -74,33 +78,40 @@ impl ClientIo {
             deadlines,
             activity,
             read: Box::pin(tokio::time::sleep_until(now + deadlines.head)),
+            seen: IDLE,
             read_since: now,
             write: None,
         }
     }
 
-    /// Looks whether the present activity has lasted too long.
+    /// Looks whether the present activity has lasted too long. Reads the clock only when the activity
+    /// has changed or the timer has fired.
     fn check_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let activity = self.activity.0.load(Ordering::Relaxed);
+        if activity != self.seen {
+            self.seen = activity;
+            self.read_since = Instant::now();
+        }
+        let limit = match activity {
+            HEAD => self.deadlines.head,
+            IDLE => self.deadlines.idle,
+            // A running request has its own deadlines; look again later.
+            _ => Duration::MAX,
+        };
         loop {
-            let limit = match self.activity.0.load(Ordering::Relaxed) {
-                HEAD => self.deadlines.head,
-                IDLE => self.deadlines.idle,
-                // A running request has its own deadlines; look again later.
-                _ => {
-                    self.read_since = Instant::now();
-                    self.deadlines.head
-                }
-            };
-            if self.read_since.elapsed() >= limit {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            let at = self.read_since + limit;
-            if self.read.deadline() > at || self.read.is_elapsed() {
-                self.read.as_mut().reset(at);
+            let tick = limit.min(self.deadlines.head.max(self.deadlines.idle));
+            if self.read.deadline() > self.read_since + tick {
+                self.read.as_mut().reset(self.read_since + tick);
             }
             if self.read.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
+            let now = Instant::now();
+            if now.saturating_duration_since(self.read_since) >= limit {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            let next = if limit == Duration::MAX { now + tick } else { self.read_since + limit };
+            self.read.as_mut().reset(next);
         }
     }
 
@@ -118,9 +129,11 @@ impl Read for ClientIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
             Poll::Ready(read) => {
-                let idle = self.activity.0.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed);
-                if idle.is_ok() {
-                    self.read_since = Instant::now();
+                // Only this connection's own task writes here.
+                if self.activity.0.load(Ordering::Relaxed) == IDLE {
+                    self.activity.0.store(HEAD, Ordering::Relaxed);
+                    // A head after a head: the time of the last one does not count.
+                    self.seen = NOTHING;
                 }
                 Poll::Ready(read)
             }

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use providers::{Dialect, Usage};
+use router::price::Priced;
 use router::{Attempts, Now, Plan, Slot};
 use runtime::clock;
 use shared::failure::Failure;
 use shared::ids::RequestId;
+use shared::money::Nanos;
 use shared::proto::{self, Outcome};
-use shared::snapshot::{ApiKey, Workspace};
+use shared::snapshot::ApiKey;
 
 use crate::drain::InFlight;
 use crate::headers::Trace;
-use crate::observe::{Attempt, Observation};
+use crate::observe::{Attempt, Observed};
 use crate::usage::journal::Unwritable;
 use crate::usage::meter::Meter;
 use crate::worker::Worker;
@@ -31,8 +33,8 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Now.
-    pub fn now() -> Self {
+    /// A request comes in.
+    pub fn begin() -> Self {
         let wall_ms = clock::now_ms();
         let mut random = [0; 10];
         let (low, high) = (runtime::random::seed(), runtime::random::seed());
@@ -41,11 +43,18 @@ impl Arrival {
         }
         Self { id: RequestId::new(u64::try_from(wall_ms).unwrap_or(0), random), wall_ms, at: clock::monotonic() }
     }
-}
 
-/// Both clocks for a decision.
-pub fn now() -> Now {
-    Now { wall_ms: clock::now_ms(), mono_ms: clock::monotonic_ms() }
+    /// Both clocks, by reading one: a wall clock that is set meanwhile changes nothing for a request
+    /// that runs.
+    pub fn now(&self) -> Now {
+        self.clocks_at(clock::monotonic())
+    }
+
+    /// Both clocks when the monotonic one shows `at`.
+    pub fn clocks_at(&self, at: Duration) -> Now {
+        let since = i64::try_from(as_ms(at.saturating_sub(self.at))).unwrap_or(0);
+        Now { wall_ms: self.wall_ms.saturating_add(since), mono_ms: as_ms(at) }
+    }
 }
 
 /// What ingress knows of a request that the plan does not.
@@ -53,9 +62,7 @@ pub struct Asked<'a> {
     /// When and which.
     pub arrival: Arrival,
     /// Whose.
-    pub key: &'a ApiKey,
-    /// Whose workspace.
-    pub workspace: &'a Workspace,
+    pub key: &'a Arc<ApiKey>,
     /// "chat_completions".
     pub endpoint: &'static str,
     /// As the caller wrote it.
@@ -82,87 +89,83 @@ pub struct Exchange {
     pub arrival: Arrival,
     /// Own estimate of the prompt's tokens.
     pub prompt_tokens: u64,
+    key: Arc<ApiKey>,
+    endpoint: &'static str,
+    model: String,
+    identity: String,
+    stream: bool,
     meter: Option<Meter>,
     trail: Vec<Attempt>,
-    last_slot: Option<Slot>,
     trace: Option<Trace>,
     first_byte_us: u64,
     _in_flight: InFlight,
 }
 
 impl Exchange {
-    /// Writes the intent.
+    /// Writes the intent; `now` is the time of deciding.
     ///
     /// # Errors
     /// When usage cannot be written down: the request must be refused.
     pub fn begin(
         worker: &Arc<Worker>,
         plan: Plan,
-        asked: &Asked<'_>,
+        asked: Asked<'_>,
+        now: Now,
         in_flight: InFlight,
     ) -> Result<Box<Self>, Unwritable> {
-        let mut record = proto::UsageRecord {
-            request_id: asked.arrival.id.as_bytes().to_vec(),
-            workspace_id: asked.workspace.id.to_string(),
-            project_id: asked.key.project.to_string(),
-            api_key_id: asked.key.id.to_string(),
-            identity: asked.identity.to_owned(),
-            endpoint: asked.endpoint.to_owned(),
-            requested_model: asked.model.to_owned(),
-            stream: asked.stream,
-            revision: plan.revision,
-            started_at_ms: asked.arrival.wall_ms,
-            ..Default::default()
-        };
-        // The provider that will most likely serve it: what is known if the process dies.
-        if let Some((candidate, _)) = plan.at(Slot { candidate: 0, access: 0 }) {
-            name_candidate(&mut record, candidate);
-        }
-        let meter = Meter::begin(&worker.journal, record)?;
-        let decided = now();
-        Ok(Box::new(Self {
-            attempts: Attempts::new(Now { mono_ms: as_ms(asked.arrival.at), ..decided }),
+        let mut exchange = Box::new(Self {
+            attempts: Attempts::new(Now { mono_ms: as_ms(asked.arrival.at), ..now }),
             worker: worker.clone(),
             plan,
             arrival: asked.arrival,
             prompt_tokens: asked.prompt_tokens,
-            meter: Some(meter),
+            key: asked.key.clone(),
+            endpoint: asked.endpoint,
+            model: asked.model.to_owned(),
+            identity: asked.identity.to_owned(),
+            stream: asked.stream,
+            meter: None,
             trail: Vec::new(),
-            last_slot: None,
-            trace: asked.trace.clone(),
+            trace: asked.trace,
             first_byte_us: 0,
             _in_flight: in_flight,
-        }))
+        });
+        let (id, began) = (*exchange.arrival.id.as_bytes(), Duration::from_millis(now.mono_ms));
+        let meter = Meter::begin(&worker.journal, id, began, |record| {
+            exchange.name_request(record);
+            // The provider that will most likely serve it: what is known if the process dies.
+            if let Some((candidate, _)) = exchange.plan.at(FIRST) {
+                name_candidate(record, candidate);
+            }
+        })?;
+        exchange.meter = Some(meter);
+        Ok(exchange)
+    }
+
+    /// Both clocks, by reading one.
+    pub fn now(&self) -> Now {
+        self.arrival.now()
     }
 
     /// An attempt begins at `slot`.
-    pub fn attempt_begins(&mut self, slot: Slot) {
-        let now = now();
+    pub fn attempt_begins(&mut self, slot: Slot, now: Now) {
         self.attempts.begin(&self.plan, slot, &mut self.worker.fleet(), now);
-        let Some((candidate, _)) = self.plan.at(slot) else { return };
-        self.trail.push(Attempt {
-            slot,
-            provider: candidate.provider.clone(),
-            offering: candidate.offering.clone(),
-            began: clock::monotonic(),
-            ended: None,
-            status: 0,
-            failure: None,
-        });
+        self.trail.push(Attempt { slot, began: clock::monotonic(), ended: None, status: 0, failure: None });
     }
 
     /// The attempt failed, before or after the commit point.
     pub fn attempt_failed(&mut self, failure: &Failure) {
-        let seed = runtime::random::seed();
-        self.attempts.fail(&self.plan, failure, &mut self.worker.fleet(), now(), seed);
-        self.end_attempt(failure.status.unwrap_or(0), Some(failure.kind));
+        let (seed, at) = (runtime::random::seed(), clock::monotonic());
+        self.attempts.fail(&self.plan, failure, &mut self.worker.fleet(), self.arrival.clocks_at(at), seed);
+        self.end_attempt(at, failure.status.unwrap_or(0), Some(failure.kind));
     }
 
     /// A good answer has begun.
     pub fn attempt_answered(&mut self) {
-        self.attempts.answered(&self.plan, &mut self.worker.fleet(), now());
+        let at = clock::monotonic();
+        self.attempts.answered(&self.plan, &mut self.worker.fleet(), self.arrival.clocks_at(at));
         if self.first_byte_us == 0 {
-            self.first_byte_us = micros(clock::monotonic().saturating_sub(self.arrival.at));
+            self.first_byte_us = micros(at.saturating_sub(self.arrival.at));
         }
     }
 
@@ -174,49 +177,65 @@ impl Exchange {
     /// Notes bytes of a stream, and writes a checkpoint when one is due.
     pub fn progress(&mut self, bytes: usize, usage: impl FnOnce() -> Usage) {
         if let Some(meter) = &mut self.meter {
-            meter.progress(bytes as u64, || usage().tokens);
+            meter.progress(bytes as u64, clock::monotonic(), || usage().tokens);
         }
     }
 
     /// Where the last attempt was made.
     pub fn last_slot(&self) -> Option<Slot> {
-        self.trail.last().map(|attempt| attempt.slot).or(self.last_slot)
+        self.trail.last().map(|attempt| attempt.slot)
     }
 
-    /// Writes the final record; later calls do nothing. Call it before the caller's last byte.
-    pub fn settle(&mut self, outcome: Outcome, status: u16, code: &str, usage: Option<&Usage>) {
-        let Some(mut meter) = self.meter.take() else { return };
-        self.attempts.abandon(&self.plan, &mut self.worker.fleet(), now());
-        self.end_attempt(status, None);
-        let slot = self.last_slot();
-        let record = meter.record_mut();
-        record.status = status.into();
-        code.clone_into(&mut record.code);
-        record.attempts = self.attempts.count();
-        record.upstream_us = self.trail.iter().map(Attempt::micros).sum();
-        record.first_byte_us = self.first_byte_us;
-        record.total_us = micros(clock::monotonic().saturating_sub(self.arrival.at)).max(1);
-        if let Some((candidate, access)) = slot.and_then(|slot| self.plan.at(slot)) {
-            name_candidate(record, candidate);
-            record.fallback_level = candidate.level;
-            if let Some(credential) = &access.credential {
-                record.credential_id = credential.id.to_string();
-                record.credential_owner = credential.owner.to_string();
+    /// What the last attempt's offering charges for `usage`; `None`: there is no price.
+    pub fn price(&self, usage: &Usage) -> Option<Priced<'_>> {
+        let (candidate, _) = self.plan.at(self.last_slot()?)?;
+        router::price::cost(&candidate.offering, &usage.tokens, &usage.service_tier, self.arrival.wall_ms)
+    }
+
+    /// Writes the final record; later calls do nothing. Call it before the caller's last byte. Gives
+    /// what `usage` costs, when it is priced.
+    pub fn settle(&mut self, outcome: Outcome, status: u16, code: &str, usage: Option<&Usage>) -> Option<Nanos> {
+        let meter = self.meter.take()?;
+        let at = clock::monotonic();
+        self.attempts.abandon(&self.plan, &mut self.worker.fleet(), self.arrival.clocks_at(at));
+        self.end_attempt(at, status, None);
+        let priced = usage.and_then(|usage| self.price(usage));
+        let cost = priced.as_ref().map(|priced| priced.cost);
+        let fill = |record: &mut proto::UsageRecord| {
+            self.name_request(record);
+            record.outcome = outcome.into();
+            record.status = status.into();
+            code.clone_into(&mut record.code);
+            record.attempts = self.attempts.count();
+            record.upstream_us = self.trail.iter().map(Attempt::micros).sum();
+            record.first_byte_us = self.first_byte_us;
+            record.total_us = micros(at.saturating_sub(self.arrival.at)).max(1);
+            if let Some((candidate, access)) = self.plan.at(self.last_slot().unwrap_or(FIRST)) {
+                name_candidate(record, candidate);
+                record.fallback_level = candidate.level;
+                if let Some(credential) = access.credential.as_ref().filter(|_| !self.trail.is_empty()) {
+                    credential.id.push_to(&mut record.credential_id);
+                    record.credential_owner.push_str(&credential.owner);
+                }
             }
-            if let Some(usage) = usage {
-                charge(record, candidate, usage, self.arrival.wall_ms);
+            if let Some(usage) = usage.filter(|_| !self.trail.is_empty()) {
+                record.tokens = Some(usage.tokens.into());
+                record.estimated = usage.estimated;
+                record.service_tier.push_str(&usage.service_tier);
             }
-        }
+            if let Some(priced) = priced {
+                record.price_id.push_str(priced.price_id);
+                record.cost_nanos = priced.cost.0;
+            }
+        };
+        let ((), kept) = meter.finish(fill, |record| self.worker.observed.push(record, self.observed()));
         if outcome == Outcome::Completed {
             self.worker.node.store.answered();
         }
-        let (record, kept) = meter.finish(outcome);
         if let Err(error) = kept {
             tracing::error!(request = %self.arrival.id, %error, "a usage record was lost");
         }
-        let (attempts, trace) = (std::mem::take(&mut self.trail), self.trace.take());
-        self.last_slot = slot;
-        self.worker.observed.push(Observation { record, attempts, trace });
+        cost
     }
 
     /// Takes the credential of the last attempt out of what a failure says.
@@ -232,14 +251,30 @@ impl Exchange {
         self.meter.is_some()
     }
 
-    fn end_attempt(&mut self, status: u16, failure: Option<shared::failure::FailureKind>) {
+    fn end_attempt(&mut self, at: Duration, status: u16, failure: Option<shared::failure::FailureKind>) {
         if let Some(attempt) = self.trail.last_mut()
             && attempt.ended.is_none()
         {
-            attempt.ended = Some(clock::monotonic());
+            attempt.ended = Some(at);
             attempt.status = status;
             attempt.failure = failure;
         }
+    }
+
+    fn name_request(&self, record: &mut proto::UsageRecord) {
+        self.key.workspace.push_to(&mut record.workspace_id);
+        self.key.project.push_to(&mut record.project_id);
+        self.key.id.push_to(&mut record.api_key_id);
+        record.identity.push_str(&self.identity);
+        record.endpoint.push_str(self.endpoint);
+        record.requested_model.push_str(&self.model);
+        record.stream = self.stream;
+        record.revision = self.plan.revision;
+        record.started_at_ms = self.arrival.wall_ms;
+    }
+
+    fn observed(&self) -> Observed<'_> {
+        Observed { endpoint: self.endpoint, plan: &self.plan, attempts: &self.trail, trace: self.trace.as_ref() }
     }
 }
 
@@ -250,21 +285,15 @@ impl Drop for Exchange {
     }
 }
 
-fn name_candidate(record: &mut proto::UsageRecord, candidate: &router::Candidate) {
-    record.provider_id = candidate.provider.id.to_string();
-    candidate.provider.slug.as_ref().clone_into(&mut record.provider);
-    candidate.provider.vendor.slug.as_ref().clone_into(&mut record.vendor);
-    candidate.offering.model.as_ref().clone_into(&mut record.model);
-}
+/// The offering that a request goes to first.
+const FIRST: Slot = Slot { candidate: 0, access: 0 };
 
-fn charge(record: &mut proto::UsageRecord, candidate: &router::Candidate, usage: &Usage, at_ms: i64) {
-    record.tokens = Some(usage.tokens.into());
-    record.estimated = usage.estimated;
-    usage.service_tier.clone_into(&mut record.service_tier);
-    if let Some(priced) = router::price::cost(&candidate.offering, &usage.tokens, &usage.service_tier, at_ms) {
-        record.price_id = priced.price_id;
-        record.cost_nanos = priced.cost.0;
-    }
+/// Who serves it, into a record that names nobody yet.
+fn name_candidate(record: &mut proto::UsageRecord, candidate: &router::Candidate) {
+    candidate.provider.id.push_to(&mut record.provider_id);
+    record.provider.push_str(&candidate.provider.slug);
+    record.vendor.push_str(&candidate.provider.vendor.slug);
+    record.model.push_str(&candidate.offering.model);
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -14,7 +14,7 @@ use shared::failure::{Deadline, Failure, FailureKind};
 use shared::snapshot::Credential;
 use tokio::time::{Instant, timeout_at};
 
-use crate::exchange::{Exchange, now};
+use crate::exchange::Exchange;
 use crate::headers::Trace;
 use crate::upstream::{self, CallDeadlines, Reply, Returning, SliceBody};
 
@@ -81,20 +81,20 @@ pub async fn run(exchange: &mut Exchange, job: &Job<'_>) -> Result<Answered, Fai
     let until = Instant::now() + Duration::from_millis(exchange.plan.limits.total_ms).saturating_sub(spent);
     let mut last: Option<Failed> = None;
     loop {
-        let seed = runtime::random::seed();
-        let next = exchange.attempts.step(&exchange.plan, &mut exchange.worker.fleet(), now(), seed);
-        let slot = match next {
-            Next::Try(slot) => slot,
+        let (seed, now) = (runtime::random::seed(), exchange.now());
+        let next = exchange.attempts.step(&exchange.plan, &mut exchange.worker.fleet(), now, seed);
+        let (slot, now) = match next {
+            Next::Try(slot) => (slot, now),
             Next::Wait { ms, slot } => {
                 tokio::time::sleep(Duration::from_millis(ms)).await;
-                slot
+                (slot, exchange.now())
             }
             Next::Stop(stop) => {
                 tracing::debug!(request = %exchange.arrival.id, stop = stop.code(), "no further attempt");
                 return Err(last.unwrap_or_else(|| nothing_tried().into()));
             }
         };
-        exchange.attempt_begins(slot);
+        exchange.attempt_begins(slot, now);
         match attempt(exchange, job, slot, until).await {
             Ok(answered) => {
                 exchange.attempt_answered();
@@ -234,8 +234,7 @@ fn request(
     let path = vendor.endpoints.get(job.endpoint.name()).map(|path| &**path).unwrap_or_default();
     let mut headers = HeaderMap::with_capacity(12);
     let bad = |what: &str| Failure::new(FailureKind::Connect, format!("the provider's {what} cannot be sent"));
-    let host = HeaderValue::from_str(url.authority.as_str()).map_err(|_| bad("host name"))?;
-    headers.insert(header::HOST, host);
+    headers.insert(header::HOST, url.host.clone());
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let accept = if job.head.stream { "text/event-stream" } else { "application/json" };
     headers.insert(header::ACCEPT, HeaderValue::from_static(accept));

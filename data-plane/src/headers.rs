@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use providers::Usage;
 use shared::ids::RequestId;
+use shared::money::Nanos;
 
 use crate::exchange::Exchange;
 
@@ -24,7 +24,9 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// What every answer carries.
 pub fn identify(headers: &mut HeaderMap, id: &RequestId) {
-    insert(headers, X_REQUEST_ID, &id.to_string());
+    let mut text = String::with_capacity(40);
+    id.push_to(&mut text);
+    insert(headers, X_REQUEST_ID, &text);
 }
 
 /// Asks the caller to open another connection for its next request.
@@ -48,31 +50,27 @@ pub fn event_stream() -> HeaderMap {
 /// Which way a request went.
 pub fn routed(headers: &mut HeaderMap, exchange: &Exchange) {
     headers.insert(REVISION, HeaderValue::from(exchange.plan.revision));
-    headers.insert(ATTEMPTS, HeaderValue::from(exchange.attempts.count()));
-    insert(headers, REASON, &exchange.plan.reason.to_string());
+    headers.insert(ATTEMPTS, small(exchange.attempts.count()));
+    insert(headers, REASON, &exchange.plan.reason.text());
     let Some((candidate, _)) = exchange.last_slot().and_then(|slot| exchange.plan.at(slot)) else { return };
-    headers.insert(FALLBACK_LEVEL, HeaderValue::from(candidate.level));
+    headers.insert(FALLBACK_LEVEL, small(candidate.level));
     insert(headers, PROVIDER, &candidate.provider.slug);
     let Ok(name) = HeaderValue::from_str(&candidate.name) else { return };
     headers.insert(RESOLVED_MODEL, name.clone());
     if exchange.worker.node.orca_headers {
         headers.insert(ORCA_RESOLVED_MODEL, name.clone());
-        headers.insert(ORCA_FALLBACK_LEVEL, HeaderValue::from(candidate.level));
+        headers.insert(ORCA_FALLBACK_LEVEL, small(candidate.level));
         if candidate.level > 0 {
             headers.insert(ORCA_FALLBACK_MODEL, name);
         }
     }
 }
 
-/// What a whole answer cost; absent when the model is unpriced.
-pub fn cost(headers: &mut HeaderMap, exchange: &Exchange, usage: &Usage) {
-    let Some((candidate, _)) = exchange.last_slot().and_then(|slot| exchange.plan.at(slot)) else { return };
-    let at_ms = exchange.arrival.wall_ms;
-    if let Some(priced) = router::price::cost(&candidate.offering, &usage.tokens, &usage.service_tier, at_ms) {
-        let mut text = String::with_capacity(16);
-        if write!(text, "{}", priced.cost).is_ok() {
-            insert(headers, COST_USD, &text);
-        }
+/// What a whole answer cost.
+pub fn cost(headers: &mut HeaderMap, cost: Nanos) {
+    let mut text = String::with_capacity(16);
+    if write!(text, "{cost}").is_ok() {
+        insert(headers, COST_USD, &text);
     }
 }
 
@@ -123,6 +121,13 @@ fn with_content_type(value: &'static str) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(16);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
     headers
+}
+
+/// Attempts and levels are mostly one digit, which takes no memory of its own.
+fn small(number: u32) -> HeaderValue {
+    const DIGITS: [&str; 4] = ["0", "1", "2", "3"];
+    let digit = usize::try_from(number).ok().and_then(|n| DIGITS.get(n).copied());
+    digit.map_or_else(|| HeaderValue::from(number), HeaderValue::from_static)
 }
 
 /// Names come from the snapshot and are not all header text: what does not fit is left out.

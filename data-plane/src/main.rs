@@ -6,10 +6,6 @@ use data_plane::config::Config;
 use data_plane::{Control, start};
 use runtime::telemetry;
 
-/// The system's allocator took an eighth of a request's time; see BENCHMARKS.md.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// A Pointsman data-plane node: routes requests of applications to providers.
 ///
 /// It gets its configuration from the control plane and keeps serving from its last good state when

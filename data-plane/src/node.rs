@@ -23,7 +23,7 @@ use crate::egress::Egress;
 use crate::execute::Defaults;
 use crate::identity::Identity;
 use crate::ingress::read::BodyLimits;
-use crate::observe::{self, Counters, metrics::Metrics};
+use crate::observe::{self, Counters, Telling, metrics::Metrics};
 use crate::snapshot::{Client, Store, client};
 use crate::upstream::{PoolLimits, Upstream};
 use crate::usage::{journal, reporter};
@@ -158,12 +158,13 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
         }
     };
 
+    let telling = Telling { access_log: config.tuning.access_log, spans: config.export_spans };
     let (phase, phases) = watch::channel(Phase::Open);
     let mut threads = Vec::with_capacity(workers);
     let mut served = Vec::with_capacity(workers);
     for (index, (listener, writer)) in listeners.into_iter().zip(journals.writers).enumerate() {
         let upstream = Upstream::new(tls.clone(), egress(&config)?, POOL);
-        let worker = Arc::new(Worker::new(node.clone(), upstream, writer, observe::Queue::default()));
+        let worker = Arc::new(Worker::new(node.clone(), upstream, writer, observe::Queue::new(telling.access_log || telling.spans)));
         served.push(worker.clone());
         threads.push(serve_on_thread(index, worker, listener, phases.clone())?);
     }
@@ -188,7 +189,7 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
         node,
         phase,
         syncer: journals.syncer,
-        telling: Telling { access_log: config.tuning.access_log, spans: config.export_spans },
+        telling,
         delay: Config::ms(config.tuning.drain_delay_ms.unwrap_or(3_000)),
         patience: Config::ms(config.tuning.drain_timeout_ms),
     };
@@ -196,7 +197,7 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
     Ok(Running { data_addr, admin_addr, node_id, threads, background: Some(background), store })
 }
 
-const POOL: PoolLimits = PoolLimits { idle_per_host: 512, idle_for: Duration::from_secs(55) };
+const POOL: PoolLimits = PoolLimits { idle_per_host: 512, idle_for: Duration::from_secs(50) };
 
 /// Everything of a node that is no request, on a thread of its own: a slow disk or a large snapshot
 /// takes nothing from requests, and readiness is answered while all workers are busy.
@@ -254,13 +255,6 @@ impl Background {
     }
 }
 
-/// Who hears of requests besides metrics.
-#[derive(Clone, Copy)]
-struct Telling {
-    access_log: bool,
-    spans: bool,
-}
-
 /// Leaves in order; gives running requests their time, and cuts what is left.
 async fn drain(drain: &Drain, phase: &watch::Sender<Phase>, delay: Duration, patience: Duration) {
     let advance = |to| {
@@ -287,23 +281,11 @@ async fn wait_for_requests(drain: &Drain, patience: Duration) {
     }
 }
 
-/// Turns observations into metrics, log lines and spans.
+/// Collects what requests leave, until asked to stop and once more.
 async fn collect(queues: Vec<observe::Queue>, mut metrics: Metrics, telling: Telling, shutdown: Shutdown) {
     loop {
         let last = shutdown.is_asked();
-        for queue in &queues {
-            let (observations, dropped) = queue.take();
-            metrics.lost(dropped);
-            metrics.observe(&observations);
-            for observation in observations.iter().filter(|_| telling.access_log || telling.spans) {
-                if telling.access_log {
-                    observe::log(observation);
-                }
-                if telling.spans {
-                    observe::spans::export(observation);
-                }
-            }
-        }
+        observe::collect(&queues, &mut metrics, telling);
         if last {
             return;
         }

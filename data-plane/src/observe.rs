@@ -1,21 +1,24 @@
-//! What requests tell about themselves once they are over: metrics, access log, spans. A request
-//! leaves one observation in its thread's queue and goes on; one thread of the node collects them.
-//! When that thread falls behind, observations are dropped and counted, never waited for.
+//! What requests tell about themselves once they are over: metrics always, access log and spans when
+//! somebody listens. A request adds to its thread's tally and goes on; one thread of the node collects
+//! tallies. Whole observations, which logs and spans need, are dropped and counted when that thread
+//! falls behind, never waited for.
 
 pub mod metrics;
 pub mod spans;
+mod tally;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use router::Slot;
+use router::{Plan, Slot};
 use shared::failure::FailureKind;
 use shared::proto;
 use shared::snapshot::{Offering, Provider};
 
 use crate::headers::Trace;
+use tally::Tally;
 
 /// Observations that may wait per thread.
 const MOST_WAITING: usize = 16_384;
@@ -23,26 +26,23 @@ const MOST_WAITING: usize = 16_384;
 /// How often they are collected.
 pub const COLLECT_EVERY: Duration = Duration::from_millis(100);
 
-/// One request, over.
-#[derive(Debug)]
-pub struct Observation {
-    /// As written to the journal.
-    pub record: proto::UsageRecord,
+/// A request that is over, as long as it is at hand.
+pub struct Observed<'a> {
+    /// "chat_completions".
+    pub endpoint: &'static str,
+    /// What was decided.
+    pub plan: &'a Plan,
     /// What was tried.
-    pub attempts: Vec<Attempt>,
+    pub attempts: &'a [Attempt],
     /// The caller's trace.
-    pub trace: Option<Trace>,
+    pub trace: Option<&'a Trace>,
 }
 
 /// One attempt.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Attempt {
     /// Its place in the plan.
     pub slot: Slot,
-    /// Whom it asked.
-    pub provider: Arc<Provider>,
-    /// For what.
-    pub offering: Arc<Offering>,
     /// Monotonic.
     pub began: Duration,
     /// Monotonic; `None` while it runs.
@@ -61,36 +61,93 @@ impl Attempt {
     }
 }
 
+/// One request, over, for logs and spans.
+#[derive(Debug)]
+pub struct Observation {
+    /// As written to the journal.
+    pub record: proto::UsageRecord,
+    /// What was tried, and of whom it was asked.
+    pub attempts: Vec<(Attempt, Arc<Provider>, Arc<Offering>)>,
+    /// The caller's trace.
+    pub trace: Option<Trace>,
+}
+
 /// A thread's way to the collector. The lock is the thread's own, but for a moment ten times a
 /// second.
 #[derive(Debug, Clone, Default)]
-pub struct Queue(Arc<Mutex<Waiting>>);
+pub struct Queue {
+    /// Whether logs or spans want whole observations.
+    whole: bool,
+    waiting: Arc<Mutex<Waiting>>,
+}
 
 #[derive(Debug, Default)]
 struct Waiting {
+    tally: Tally,
     observations: Vec<Observation>,
     dropped: u64,
 }
 
 impl Queue {
-    /// Leaves one; drops it when too many wait.
-    pub fn push(&self, observation: Observation) {
-        let mut waiting = self.lock();
-        if waiting.observations.len() < MOST_WAITING {
-            waiting.observations.push(observation);
-        } else {
-            waiting.dropped += 1;
-        }
+    /// Of a thread. `whole`: somebody wants more than metrics.
+    pub fn new(whole: bool) -> Self {
+        Self { whole, waiting: Arc::default() }
     }
 
-    /// Takes all, and how many were dropped since the last time.
-    pub fn take(&self) -> (Vec<Observation>, u64) {
+    /// Leaves a request, with its record as it was written.
+    pub fn push(&self, record: &proto::UsageRecord, request: Observed<'_>) {
         let mut waiting = self.lock();
-        (std::mem::take(&mut waiting.observations), std::mem::take(&mut waiting.dropped))
+        waiting.tally.add(record, &request);
+        if !self.whole {
+            return;
+        }
+        if waiting.observations.len() >= MOST_WAITING {
+            waiting.dropped += 1;
+            return;
+        }
+        let asked = |attempt: &Attempt| {
+            let (candidate, _) = request.plan.at(attempt.slot)?;
+            Some((attempt.clone(), candidate.provider.clone(), candidate.offering.clone()))
+        };
+        let attempts = request.attempts.iter().filter_map(asked).collect();
+        waiting.observations.push(Observation { record: record.clone(), attempts, trace: request.trace.cloned() });
+    }
+
+    /// Takes all that waits, and how many observations were dropped since the last time.
+    fn take(&self) -> (Tally, Vec<Observation>, u64) {
+        let mut waiting = self.lock();
+        let tally = waiting.tally.take();
+        (tally, std::mem::take(&mut waiting.observations), std::mem::take(&mut waiting.dropped))
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who hears of requests besides metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct Telling {
+    /// A line per request.
+    pub access_log: bool,
+    /// Spans, to whatever exporter there is.
+    pub spans: bool,
+}
+
+/// Collects what waits: counts it, and tells logs and spans.
+pub fn collect(queues: &[Queue], metrics: &mut metrics::Metrics, telling: Telling) {
+    for queue in queues {
+        let (tally, observations, dropped) = queue.take();
+        metrics.add(tally);
+        metrics.lost(dropped);
+        for observation in &observations {
+            if telling.access_log {
+                log(observation);
+            }
+            if telling.spans {
+                spans::export(observation);
+            }
+        }
     }
 }
 
@@ -126,7 +183,7 @@ impl Counters {
 }
 
 /// One line per request, at level `info` under the target `access`. Never a body, a key or a header.
-pub fn log(observation: &Observation) {
+fn log(observation: &Observation) {
     let record = &observation.record;
     let id = <[u8; 16]>::try_from(record.request_id.as_slice()).map(u128::from_be_bytes).unwrap_or_default();
     tracing::info!(

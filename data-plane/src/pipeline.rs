@@ -16,7 +16,7 @@ use shared::snapshot::{ApiKey, Snapshot, Workspace};
 
 use crate::client_io::{Activity, InRequest};
 use crate::drain::Phase;
-use crate::exchange::{Arrival, Asked, Exchange, now};
+use crate::exchange::{Arrival, Asked, Exchange};
 use crate::execute::{self, Answered};
 use crate::headers;
 use crate::identify::identify;
@@ -35,7 +35,7 @@ pub async fn serve(
     request: Request<Incoming>,
     activity: Activity,
 ) -> Response<ReplyBody> {
-    let arrival = Arrival::now();
+    let arrival = Arrival::begin();
     let running = activity.request();
     let head_only = request.method() == Method::HEAD;
     // A defect ends one request, not the process: the guards inside settle as the stack unwinds.
@@ -105,23 +105,24 @@ async fn answer(
         Route::Call(_) => Permission::Inference,
         Route::ListModels | Route::GetModel | Route::Root => Permission::ListModels,
     };
-    router::admit(&key, &workspace, permission, peer, now())?;
+    let now = arrival.clocks_at(arrival.at);
+    router::admit(&key, &workspace, permission, peer, now)?;
     match route {
         Route::Call(endpoint) => {
             let caller = Caller { key: &key, workspace: &workspace, peer };
             Box::pin(call(worker, &snapshot, caller, arrival, endpoint, request)).await
         }
-        Route::ListModels | Route::Root => Ok(json(models::list(&workspace, &key))),
+        Route::ListModels | Route::Root => Ok(json(models::list(&workspace, &key, now))),
         Route::GetModel => {
             let name = ingress::model_name(request.uri().path());
-            let found = name.as_deref().and_then(|name| models::get(&workspace, &key, name));
+            let found = name.as_deref().and_then(|name| models::get(&workspace, &key, name, now));
             found.map(json).ok_or_else(|| models::missing(name.as_deref().unwrap_or_default()).into())
         }
     }
 }
 
 struct Caller<'a> {
-    key: &'a ApiKey,
+    key: &'a Arc<ApiKey>,
     workspace: &'a Arc<Workspace>,
     peer: IpAddr,
 }
@@ -144,7 +145,8 @@ async fn call(
     let body = read::whole(body, &worker.node.limits.body).await?;
     let head = DIALECT.read_request(endpoint, &body)?;
     let facts = facts(&caller, endpoint, &head, worker.node.limits.total_ms);
-    let decision = router::plan(snapshot, &facts, &worker.fleet(), now(), runtime::random::seed());
+    let now = arrival.now();
+    let decision = router::plan(snapshot, &facts, &worker.fleet(), now, runtime::random::seed());
     let plan = match decision {
         Decision::Plan(plan) => plan,
         Decision::Refusal(refusal) => return Err(refusal.into()),
@@ -152,7 +154,6 @@ async fn call(
     let asked = Asked {
         arrival,
         key: caller.key,
-        workspace: caller.workspace,
         endpoint: endpoint.name(),
         model: head.requested_model(),
         identity: head.user.as_deref().unwrap_or_default(),
@@ -160,14 +161,17 @@ async fn call(
         prompt_tokens: head.prompt_tokens_estimate,
         trace: headers::trace(&parts.headers),
     };
-    let mut exchange = Exchange::begin(worker, plan, &asked, in_flight).map_err(Problem::unwritable)?;
-    let job = execute::Job { dialect: DIALECT, endpoint, head: &head, body: &body, trace: asked.trace.as_ref() };
+    let trace = asked.trace.clone();
+    let mut exchange = Exchange::begin(worker, plan, asked, now, in_flight).map_err(Problem::unwritable)?;
+    let job = execute::Job { dialect: DIALECT, endpoint, head: &head, body: &body, trace: trace.as_ref() };
     match Box::pin(execute::run(&mut exchange, &job)).await {
         Ok(Answered::Whole { body, usage }) => {
-            exchange.settle(Outcome::Completed, 200, "", Some(&usage));
+            let cost = exchange.settle(Outcome::Completed, 200, "", Some(&usage));
             let mut headers = headers::json();
             headers::routed(&mut headers, &exchange);
-            headers::cost(&mut headers, &exchange, &usage);
+            if let Some(cost) = cost {
+                headers::cost(&mut headers, cost);
+            }
             Ok(Reply::Whole { status: StatusCode::OK, headers, body })
         }
         Ok(Answered::Stream(source)) => {
@@ -232,14 +236,14 @@ impl crate::snapshot::SelfTest for SelfTest {
         let Some(workspace) = scope.parse().ok().and_then(|id| next.workspace(&id)) else { return Ok(()) };
         let body = Bytes::from_static(br#"{"model":"m","messages":[{"role":"user","content":"self-test"}]}"#);
         let Ok(head) = DIALECT.read_request(Endpoint::ChatCompletions, &body) else { return Ok(()) };
-        let key = ApiKey::unlimited(workspace);
+        let (key, now) = (Arc::new(ApiKey::unlimited(workspace)), Arrival::begin().now());
         let caller = Caller { key: &key, workspace, peer: IpAddr::from([127, 0, 0, 1]) };
         let facts = facts(&caller, Endpoint::ChatCompletions, &head, 1_000);
         let fleet = router::Fleet::default();
         for provider in workspace.providers.values().take(64) {
             let Some(offering) = provider.offerings().next() else { continue };
             let model = format!("{}/{}", provider.slug, offering.model);
-            let decision = router::plan(next, &Facts { model: &model, ..facts }, &fleet, now(), 0);
+            let decision = router::plan(next, &Facts { model: &model, ..facts }, &fleet, now, 0);
             let Decision::Plan(plan) = decision else { continue };
             if plan.candidates.is_empty() {
                 return Err(shared::snapshot::Rejection {

@@ -8,7 +8,6 @@ mod body;
 mod connect;
 mod resolve;
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,11 +15,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use shared::failure::{Deadline, Failure, FailureKind};
-use shared::snapshot::{BaseUrl, Scheme};
+use shared::snapshot::BaseUrl;
 use tokio::time::{Instant, timeout_at};
 
 use crate::egress::Egress;
@@ -33,8 +33,8 @@ use connect::Connector;
 pub struct PoolLimits {
     /// Idle connections kept per host.
     pub idle_per_host: usize,
-    /// How long an idle connection is kept. Below the usual 60 s of providers' own balancers, so
-    /// that we are the side that closes.
+    /// How long an idle connection is kept, and a few seconds. Below the usual 60 s of providers'
+    /// own balancers, so that we are the side that closes.
     pub idle_for: Duration,
 }
 
@@ -56,14 +56,8 @@ pub struct Upstream {
     idle: Arc<Mutex<Pool>>,
 }
 
-type Pool = HashMap<Host, Vec<Idle>>;
-
-/// What connections are shared by: whom they lead to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Host {
-    scheme: Scheme,
-    authority: http::uri::Authority,
-}
+/// By [`BaseUrl::origin`].
+type Pool = HashMap<Arc<str>, Vec<Idle>>;
 
 struct Idle {
     sender: SendRequest<SliceBody>,
@@ -82,7 +76,7 @@ pub struct Reply {
 /// A connection that is in use.
 pub struct Returning {
     sender: Option<SendRequest<SliceBody>>,
-    host: Host,
+    origin: Arc<str>,
     pool: Arc<Mutex<Pool>>,
     limits: PoolLimits,
 }
@@ -95,9 +89,11 @@ impl Returning {
             return;
         }
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = pool.entry(self.host.clone()).or_default();
-        if idle.len() < self.limits.idle_per_host {
-            idle.push(Idle { sender, since: Instant::now() });
+        let since = Instant::now();
+        match pool.get_mut(&self.origin) {
+            Some(idle) if idle.len() < self.limits.idle_per_host => idle.push(Idle { sender, since }),
+            Some(_) => {}
+            None => _ = pool.insert(self.origin.clone(), vec![Idle { sender, since }]),
         }
     }
 }
@@ -117,13 +113,12 @@ impl Upstream {
         request: Request<SliceBody>,
         deadlines: &CallDeadlines,
     ) -> Result<Reply, Failure> {
-        let host = Host { scheme: to.scheme, authority: to.authority.clone() };
         let mut request = request;
         loop {
-            let (mut sender, fresh) = match self.take_idle(&host) {
+            let (mut sender, fresh) = match self.take_idle(&to.origin) {
                 Some(sender) => (sender, false),
                 // Rare and large: boxed, so that every other request's future stays small.
-                None => (Box::pin(self.connect(&host, deadlines)).await?, true),
+                None => (Box::pin(self.connect(to, deadlines)).await?, true),
             };
             let until = deadlines.total.min(Instant::now() + deadlines.first_token);
             let sent = match timeout_at(until, sender.try_send_request(request)).await {
@@ -131,7 +126,7 @@ impl Upstream {
                 Err(_) => return Err(late(until == deadlines.total, Deadline::FirstToken)),
             };
             match sent {
-                Ok(response) => return Ok(Reply { response, connection: self.returning(sender, host) }),
+                Ok(response) => return Ok(Reply { response, connection: self.returning(sender, to.origin.clone()) }),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) if !fresh => request = unsent,
                     Some(_) | None => return Err(broken(failed.error())),
@@ -149,28 +144,28 @@ impl Upstream {
         });
     }
 
-    fn take_idle(&self, host: &Host) -> Option<SendRequest<SliceBody>> {
+    fn take_idle(&self, origin: &str) -> Option<SendRequest<SliceBody>> {
         let mut pool = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = pool.get_mut(host)?;
-        // The last one used is the one most likely alive.
+        let idle = pool.get_mut(origin)?;
+        // The last one used is the one most likely alive. How long it has been idle is `prune`'s question.
         while let Some(candidate) = idle.pop() {
-            if candidate.sender.is_ready() && candidate.since.elapsed() < self.limits.idle_for {
+            if candidate.sender.is_ready() {
                 return Some(candidate.sender);
             }
         }
         None
     }
 
-    async fn connect(&self, host: &Host, deadlines: &CallDeadlines) -> Result<SendRequest<SliceBody>, Failure> {
+    async fn connect(&self, to: &BaseUrl, deadlines: &CallDeadlines) -> Result<SendRequest<SliceBody>, Failure> {
         let until = deadlines.total.min(Instant::now() + deadlines.connect);
-        match timeout_at(until, self.connector.connect(host.scheme, &host.authority)).await {
+        match timeout_at(until, self.connector.connect(to.scheme, &to.authority)).await {
             Ok(connected) => connected,
             Err(_) => Err(late(until == deadlines.total, Deadline::Connect)),
         }
     }
 
-    fn returning(&self, sender: SendRequest<SliceBody>, host: Host) -> Returning {
-        Returning { sender: Some(sender), host, pool: self.idle.clone(), limits: self.limits }
+    fn returning(&self, sender: SendRequest<SliceBody>, origin: Arc<str>) -> Returning {
+        Returning { sender: Some(sender), origin, pool: self.idle.clone(), limits: self.limits }
     }
 }
 

@@ -20,6 +20,9 @@ use crate::pipeline;
 use crate::upstream::Upstream;
 use crate::usage::journal::Writer;
 
+/// How often connections that were idle for too long are looked for.
+const PRUNE_EVERY: Duration = Duration::from_secs(5);
+
 /// What a request needs of the thread it runs on.
 pub struct Worker {
     /// What all threads share; nothing in it is locked by a request.
@@ -72,7 +75,7 @@ pub async fn run(worker: Arc<Worker>, listener: std::net::TcpListener, phases: w
     };
     let mut connections = tokio::task::JoinSet::new();
     let mut draining = phases.clone();
-    let mut prune = tokio::time::interval(Duration::from_secs(15));
+    let mut prune = tokio::time::interval(PRUNE_EVERY);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {

@@ -51,6 +51,12 @@ macro_rules! ids {
             pub fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()
             }
+
+            /// Appends its text form; cheaper than formatting.
+            pub fn push_to(&self, text: &mut String) {
+                text.push_str(concat!($prefix, "_"));
+                text.push_str(self.0.as_simple().encode_lower(&mut [0; 32]));
+            }
         }
 
         impl fmt::Display for $name {

@@ -10,10 +10,11 @@ pub mod limits;
 mod rows;
 mod scope;
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashSet};
+use http::HeaderValue;
 use http::uri::Authority;
 
 use crate::ids::{ApiKeyId, CredentialId, ProjectId, ProviderId, WorkspaceId};
@@ -105,6 +106,10 @@ pub struct BaseUrl {
     pub authority: Authority,
     /// Without a trailing slash; may be empty.
     pub path: Box<str>,
+    /// `authority` as the header of that name.
+    pub host: HeaderValue,
+    /// Scheme and authority in lower case: connections may be shared where this is the same.
+    pub origin: Arc<str>,
 }
 
 /// How a connection is made.
@@ -144,18 +149,25 @@ impl BaseUrl {
             return Err("must not hold a query or fragment");
         }
         let path = uri.path().trim_end_matches('/').into();
-        Ok(Self { scheme, authority, path })
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| "has an invalid host")?;
+        let origin = format!("{}://{authority}", scheme.name()).to_ascii_lowercase().into();
+        Ok(Self { scheme, authority, path, host, origin })
+    }
+}
+
+impl Scheme {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+            Self::Sandbox => "sandbox",
+        }
     }
 }
 
 impl fmt::Display for BaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.scheme {
-            Scheme::Https => "https",
-            Scheme::Http => "http",
-            Scheme::Sandbox => "sandbox",
-        };
-        write!(f, "{scheme}://{}{}", self.authority, self.path)
+        write!(f, "{}://{}{}", self.scheme.name(), self.authority, self.path)
     }
 }
 

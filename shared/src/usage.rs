@@ -43,6 +43,23 @@ impl Tokens {
         self.output.saturating_add(self.reasoning).saturating_add(self.audio_output)
     }
 
+    /// Adds another count, class by class. Saturates.
+    pub fn add(&mut self, more: &Self) {
+        let classes = [
+            (&mut self.input, more.input),
+            (&mut self.cache_read, more.cache_read),
+            (&mut self.cache_write_5m, more.cache_write_5m),
+            (&mut self.cache_write_1h, more.cache_write_1h),
+            (&mut self.output, more.output),
+            (&mut self.reasoning, more.reasoning),
+            (&mut self.audio_input, more.audio_input),
+            (&mut self.audio_output, more.audio_output),
+        ];
+        for (sum, count) in classes {
+            *sum = sum.saturating_add(count);
+        }
+    }
+
     /// Everything. Saturates.
     pub fn total(&self) -> u64 {
         self.prompt().saturating_add(self.produced())

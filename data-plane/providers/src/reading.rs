@@ -196,10 +196,23 @@ impl Seen {
     }
 }
 
-/// The value that `raw`, valid JSON, stands for.
+/// The value that `raw`, valid JSON without blanks around it, stands for. What can be told from its
+/// first byte is not parsed again.
 pub(crate) fn shallow(raw: &str) -> Shallow<'_> {
-    // The text was parsed once; what fails now is a number beyond any type.
-    serde_json::from_str(raw).unwrap_or(Shallow::Number(f64::INFINITY))
+    match raw.as_bytes() {
+        [b'"', text @ .., b'"'] if memchr::memchr(b'\\', text).is_none() => {
+            Shallow::Text(Cow::Borrowed(&raw[1..raw.len() - 1]))
+        }
+        [b'{', ..] => Shallow::Object,
+        [b't', ..] => Shallow::Bool(true),
+        [b'f', ..] => Shallow::Bool(false),
+        [b'n', ..] => Shallow::Null,
+        // The text was parsed once; what fails now is a number beyond any type.
+        _ => match raw.parse() {
+            Ok(natural) => Shallow::Natural(natural),
+            Err(_) => serde_json::from_str(raw).unwrap_or(Shallow::Number(f64::INFINITY)),
+        },
+    }
 }
 
 /// A boolean; `null` counts as absent.

@@ -46,7 +46,7 @@ impl Head<'_> {
     }
 
     fn edit_model(&self, edits: &mut Vec<Edit>, body: &Bytes, upstream_model: &str) {
-        let quoted = serde_json::Value::from(upstream_model).to_string();
+        let quoted = quoted(upstream_model);
         match &self.spans.model {
             Some(span) if body.get(span.clone()) == Some(quoted.as_bytes()) => {}
             Some(span) => edits.push(Edit { at: span.clone(), new: quoted.into() }),
@@ -76,6 +76,14 @@ impl Head<'_> {
         let at = self.spans.open + 1;
         Edit { at: at..at, new }
     }
+}
+
+/// As a JSON string.
+fn quoted(text: &str) -> String {
+    if text.bytes().any(|b| b < b' ' || matches!(b, b'"' | b'\\')) {
+        return serde_json::Value::from(text).to_string();
+    }
+    ["\"", text, "\""].concat()
 }
 
 /// The body with the edits, which do not overlap and are in order.

@@ -9,9 +9,9 @@
 mod breaker;
 mod window;
 
-use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
+use std::hash::BuildHasher;
 
+use foldhash::HashMap;
 use shared::failure::{Deadline, Failure, FailureKind};
 use shared::ids::{CredentialId, ProviderId};
 use shared::snapshot::{Credential, Offering, Provider};
@@ -73,9 +73,7 @@ impl Circuit {
 /// The part of a circuit that is an offering.
 pub(crate) fn model_hash(model: &str) -> u64 {
     // Unkeyed on purpose: the same in every process.
-    let mut hasher = std::hash::DefaultHasher::new();
-    model.hash(&mut hasher);
-    hasher.finish()
+    foldhash::quality::FixedState::default().hash_one(model)
 }
 
 /// How an attempt ended, as far as health is concerned.

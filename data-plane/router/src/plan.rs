@@ -11,6 +11,7 @@
 mod nothing_left;
 mod pool;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -141,13 +142,20 @@ pub enum Reason {
     InlineModels,
 }
 
+impl Reason {
+    /// As the header says it.
+    pub fn text(&self) -> Cow<'static, str> {
+        match self {
+            Self::Model(name) => ["model:", name].concat().into(),
+            Self::Alias(name) => ["alias:", name].concat().into(),
+            Self::InlineModels => "inline:models".into(),
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Model(name) => write!(f, "model:{name}"),
-            Self::Alias(name) => write!(f, "alias:{name}"),
-            Self::InlineModels => f.write_str("inline:models"),
-        }
+        f.write_str(&self.text())
     }
 }
 

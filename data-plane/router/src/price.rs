@@ -8,17 +8,22 @@ use shared::usage::Tokens;
 
 /// A settled cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Priced {
+pub struct Priced<'a> {
     /// The price row that applied.
-    pub price_id: String,
+    pub price_id: &'a str,
     /// The amount.
     pub cost: Nanos,
 }
 
 /// What `tokens` cost at this offering. `None`: unpriced, or the amount does not fit 64 bits.
-pub fn cost(offering: &Offering, tokens: &Tokens, service_tier: &str, now_ms: i64) -> Option<Priced> {
+pub fn cost<'a>(
+    offering: &'a Offering,
+    tokens: &Tokens,
+    service_tier: &str,
+    now_ms: i64,
+) -> Option<Priced<'a>> {
     let price = money::select(&offering.facts.prices, tokens, service_tier, now_ms)?;
-    Some(Priced { price_id: price.id.clone(), cost: money::cost(tokens, price)? })
+    Some(Priced { price_id: &price.id, cost: money::cost(tokens, price)? })
 }
 
 /// The most a request can cost, whatever the tier and however its tokens fall into classes.
@@ -79,7 +84,7 @@ mod tests {
         assert_eq!(cost(&offering(vec![], 0, 0), &tokens, "", 0), None);
         assert_eq!(most(&offering(vec![], 0, 0), 10, Some(1), 0), None);
         let priced = offering(vec![price.clone()], 0, 0);
-        assert_eq!(cost(&priced, &tokens, "", 0), Some(Priced { price_id: "a".into(), cost: Nanos(20) }));
+        assert_eq!(cost(&priced, &tokens, "", 0), Some(Priced { price_id: "a", cost: Nanos(20) }));
         assert_eq!(most(&priced, 10, None, 0), None);
         assert_eq!(most(&priced, 10, Some(5), 0), Some(Nanos(20)));
         assert_eq!(most(&offering(vec![price.clone()], 0, 5), 10, None, 0), Some(Nanos(20)));

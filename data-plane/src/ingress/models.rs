@@ -2,22 +2,22 @@
 
 use bytes::Bytes;
 use http::StatusCode;
+use router::Now;
 use router::listing::{self, Listed, Target};
 use serde_json::{Value, json};
 use shared::snapshot::{ApiKey, Workspace};
 
 use super::render::Problem;
-use crate::exchange::now;
 
 /// The list.
-pub fn list(workspace: &Workspace, key: &ApiKey) -> Bytes {
-    let data: Vec<Value> = listing::list(workspace, key, now()).iter().map(row).collect();
+pub fn list(workspace: &Workspace, key: &ApiKey, now: Now) -> Bytes {
+    let data: Vec<Value> = listing::list(workspace, key, now).iter().map(row).collect();
     Bytes::from(json!({"object": "list", "data": data}).to_string())
 }
 
 /// One line of it; `None` when the key may use nothing of that name.
-pub fn get(workspace: &Workspace, key: &ApiKey, name: &str) -> Option<Bytes> {
-    let listed = listing::list(workspace, key, now());
+pub fn get(workspace: &Workspace, key: &ApiKey, name: &str, now: Now) -> Option<Bytes> {
+    let listed = listing::list(workspace, key, now);
     // A private model answers to its name without the workspace too, as it does in a request.
     let own = |listed: &Listed<'_>| {
         listed.name.strip_prefix(&*workspace.key).and_then(|rest| rest.strip_prefix('@')) == Some(name)

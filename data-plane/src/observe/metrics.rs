@@ -1,37 +1,72 @@
 //! Prometheus metrics of requests. Labels come from the catalogue and from closed sets, never from
 //! callers; past a number of series, new models count as `other`.
-//!
-//! Requests come in batches and are counted by group: making label sets for every single one would
-//! cost more than deciding it did.
 
-use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
-use shared::proto::{self, Outcome};
-use shared::usage::Tokens;
+use shared::proto::Outcome;
 
-use super::Observation;
+use super::tally::{Buckets, First, LATENCY, OVERHEAD, Row, Tally};
 
 /// Models that get series of their own.
 const MOST_MODELS: usize = 500;
 /// What later ones are called.
 const OTHER: &str = "other";
 
+/// A histogram that threads' tallies are added to.
+#[derive(Debug, Clone)]
+struct Histogram {
+    first: First,
+    buckets: Arc<Mutex<Buckets>>,
+}
+
+impl Histogram {
+    fn new(first: First) -> Self {
+        Self { first, buckets: Arc::default() }
+    }
+
+    fn merge(&self, more: &Buckets) {
+        self.lock().merge(more);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Buckets> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        let buckets = *self.lock();
+        let counts: Vec<(f64, u64)> = Buckets::bounds(self.first).zip(buckets.counts).collect();
+        let (sum, count) = (buckets.sum_us as f64 / 1e6, buckets.counts.iter().sum());
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &counts, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByModel {
-    endpoint: String,
+    endpoint: &'static str,
     provider: String,
     model: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByResult {
-    endpoint: String,
+    endpoint: &'static str,
     provider: String,
     model: String,
     status: u32,
@@ -69,13 +104,13 @@ pub struct Metrics {
 impl Metrics {
     /// Registered in `registry`.
     pub fn register(registry: &mut Registry) -> Self {
-        let seconds = || Histogram::new(exponential_buckets(0.005, 2.0, 16));
+        let seconds = || Histogram::new(LATENCY);
         let metrics = Self {
             requests: Family::default(),
             attempts: Family::default(),
             duration: Family::new_with_constructor(seconds),
             first_byte: Family::new_with_constructor(seconds),
-            overhead: Histogram::new(exponential_buckets(0.000_01, 2.0, 16)),
+            overhead: Histogram::new(OVERHEAD),
             tokens: Family::default(),
             cost: Family::default(),
             unpriced: Counter::default(),
@@ -118,23 +153,10 @@ impl Metrics {
         metrics
     }
 
-    /// Counts requests.
-    pub fn observe(&mut self, batch: &[Observation]) {
-        let mut groups: HashMap<(&str, &str, &str), Vec<&proto::UsageRecord>> = HashMap::new();
-        let mut attempts: HashMap<(&str, &str, &'static str), u64> = HashMap::new();
-        for Observation { record, attempts: tried, .. } in batch {
-            groups.entry((&record.endpoint, &record.provider, &record.model)).or_default().push(record);
-            for attempt in tried {
-                let result = attempt.failure.map_or("ok", |failure| failure.code());
-                *attempts.entry((&attempt.provider.slug, &attempt.offering.model, result)).or_default() += 1;
-            }
-        }
-        for ((endpoint, provider, model), records) in groups {
-            self.count(endpoint, provider, model, &records);
-        }
-        for ((provider, model, result), count) in attempts {
-            let (provider, model) = self.name(provider, model);
-            self.attempts.get_or_create(&ByAttempt { provider, model, result }).inc_by(count);
+    /// Adds what a thread counted.
+    pub fn add(&mut self, tally: Tally) {
+        for row in tally.into_rows() {
+            self.add_row(&row);
         }
     }
 
@@ -143,44 +165,34 @@ impl Metrics {
         self.dropped.inc_by(count);
     }
 
-    /// Requests of one endpoint and model.
-    fn count(&mut self, endpoint: &str, provider: &str, model: &str, records: &[&proto::UsageRecord]) {
-        let (provider, model) = self.name(provider, model);
-        let labels = ByModel { endpoint: endpoint.to_owned(), provider: provider.clone(), model: model.clone() };
-        let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
-        let mut results: HashMap<(u32, Outcome), u64> = HashMap::new();
-        let mut sum = Tokens::default();
-        let mut cost = 0_u64;
-        {
-            let duration = self.duration.get_or_create(&labels);
-            let first_byte = self.first_byte.get_or_create(&labels);
-            for record in records {
-                duration.observe(seconds(record.total_us));
-                self.overhead.observe(seconds(record.total_us.saturating_sub(record.upstream_us)));
-                if record.first_byte_us > 0 {
-                    first_byte.observe(seconds(record.first_byte_us));
-                }
-                *results.entry((record.status, record.outcome())).or_default() += 1;
-                cost = cost.saturating_add(u64::try_from(record.cost_nanos).unwrap_or(0));
-                if let Some(tokens) = &record.tokens {
-                    add(&mut sum, tokens);
-                    self.unpriced.inc_by(u64::from(record.price_id.is_empty()));
-                }
-            }
+    fn add_row(&mut self, row: &Row) {
+        let (provider, model) = self.name(&row.provider.slug, &row.offering.model);
+        for (result, count) in &row.attempts {
+            let labels = ByAttempt { provider: provider.clone(), model: model.clone(), result };
+            self.attempts.get_or_create(&labels).inc_by(*count);
         }
-        self.cost.get_or_create(&labels).inc_by(cost);
-        for ((status, outcome), count) in results {
-            let (endpoint, provider, model) = (endpoint.to_owned(), provider.clone(), model.clone());
-            let labels = ByResult { endpoint, provider, model, status, outcome: outcome_name(outcome) };
-            self.requests.get_or_create(&labels).inc_by(count);
+        for ((status, outcome), count) in &row.results {
+            let (endpoint, outcome) = (row.endpoint, outcome_name(*outcome));
+            let labels =
+                ByResult { endpoint, provider: provider.clone(), model: model.clone(), status: *status, outcome };
+            self.requests.get_or_create(&labels).inc_by(*count);
         }
+        let labels = ByModel { endpoint: row.endpoint, provider: provider.clone(), model: model.clone() };
+        if !row.results.is_empty() {
+            self.duration.get_or_create(&labels).merge(&row.duration);
+            self.first_byte.get_or_create(&labels).merge(&row.first_byte);
+            self.overhead.merge(&row.overhead);
+            self.cost.get_or_create(&labels).inc_by(row.cost);
+            self.unpriced.inc_by(row.unpriced);
+        }
+        let tokens = &row.tokens;
         let classes = [
-            ("input", sum.input),
-            ("cache_read", sum.cache_read),
-            ("cache_write", sum.cache_write_5m.saturating_add(sum.cache_write_1h)),
-            ("output", sum.output),
-            ("reasoning", sum.reasoning),
-            ("audio", sum.audio_input.saturating_add(sum.audio_output)),
+            ("input", tokens.input),
+            ("cache_read", tokens.cache_read),
+            ("cache_write", tokens.cache_write_5m.saturating_add(tokens.cache_write_1h)),
+            ("output", tokens.output),
+            ("reasoning", tokens.reasoning),
+            ("audio", tokens.audio_input.saturating_add(tokens.audio_output)),
         ];
         for (class, count) in classes.into_iter().filter(|(_, count)| *count > 0) {
             let labels = ByClass { provider: provider.clone(), model: model.clone(), class };
@@ -195,22 +207,6 @@ impl Metrics {
         }
         self.models.insert(name.clone());
         name
-    }
-}
-
-fn add(sum: &mut Tokens, more: &proto::Tokens) {
-    let pairs = [
-        (&mut sum.input, more.input),
-        (&mut sum.cache_read, more.cache_read),
-        (&mut sum.cache_write_5m, more.cache_write_5m),
-        (&mut sum.cache_write_1h, more.cache_write_1h),
-        (&mut sum.output, more.output),
-        (&mut sum.reasoning, more.reasoning),
-        (&mut sum.audio_input, more.audio_input),
-        (&mut sum.audio_output, more.audio_output),
-    ];
-    for (total, count) in pairs {
-        *total = total.saturating_add(count);
     }
 }
 

@@ -3,12 +3,15 @@
 //! same observation as metrics, so a request never waits for them. Off unless an exporter is set up.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::trace::{
     Span, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
 };
 use opentelemetry::{Context, KeyValue, global};
+
+use shared::snapshot::{Offering, Provider};
 
 use super::{Attempt, Observation};
 use crate::headers::Trace;
@@ -33,22 +36,29 @@ pub fn export(observation: &Observation) {
     }
     let context = parent.with_remote_span_context(span.span_context().clone());
     // Attempts are timed by the monotonic clock; the request by both.
-    let origin = observation.attempts.first().map(|first| first.began);
-    for attempt in &observation.attempts {
+    let origin = observation.attempts.first().map(|(first, ..)| first.began);
+    for tried in &observation.attempts {
+        let (attempt, ..) = tried;
         let lead = record.total_us.saturating_sub(record.upstream_us).min(1_000);
         let offset = attempt.began.saturating_sub(origin.unwrap_or_default()) + Duration::from_micros(lead);
-        attempt_span(&tracer, &context, attempt, at(record.started_at_ms, offset), operation);
+        attempt_span(&tracer, &context, tried, at(record.started_at_ms, offset), operation);
     }
     span.end_with_timestamp(at(record.started_at_ms, Duration::from_micros(record.total_us)));
 }
 
-fn attempt_span(tracer: &impl Tracer, parent: &Context, attempt: &Attempt, began: SystemTime, operation: &str) {
+fn attempt_span(
+    tracer: &impl Tracer,
+    parent: &Context,
+    (attempt, provider, offering): &(Attempt, Arc<Provider>, Arc<Offering>),
+    began: SystemTime,
+    operation: &str,
+) {
     let mut attributes = vec![
         KeyValue::new("gen_ai.operation.name", operation.to_owned()),
-        KeyValue::new("gen_ai.provider.name", attempt.provider.vendor.slug.to_string()),
-        KeyValue::new("gen_ai.request.model", attempt.offering.upstream_model.to_string()),
-        KeyValue::new("pointsman.provider", attempt.provider.slug.to_string()),
-        KeyValue::new("server.address", attempt.provider.base_url.authority.host().to_owned()),
+        KeyValue::new("gen_ai.provider.name", provider.vendor.slug.to_string()),
+        KeyValue::new("gen_ai.request.model", offering.upstream_model.to_string()),
+        KeyValue::new("pointsman.provider", provider.slug.to_string()),
+        KeyValue::new("server.address", provider.base_url.authority.host().to_owned()),
     ];
     if attempt.status != 0 {
         attributes.push(KeyValue::new("http.response.status_code", i64::from(attempt.status)));
@@ -56,7 +66,7 @@ fn attempt_span(tracer: &impl Tracer, parent: &Context, attempt: &Attempt, began
     if let Some(failure) = attempt.failure {
         attributes.push(KeyValue::new("error.type", failure.code()));
     }
-    let mut span = SpanBuilder::from_name(format!("{operation} {}", attempt.offering.model))
+    let mut span = SpanBuilder::from_name(format!("{operation} {}", offering.model))
         .with_kind(SpanKind::Client)
         .with_start_time(began)
         .with_attributes(attributes)

@@ -17,7 +17,7 @@ mod spool;
 mod sync;
 mod tail;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
@@ -26,6 +26,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use foldhash::HashMap;
 use prost::Message;
 use shared::proto;
 use shared::usage::Tokens;
@@ -104,8 +105,8 @@ impl Writer {
     }
 
     /// See [`Journal::checkpoint`].
-    pub fn checkpoint(&self, record: &proto::UsageRecord) -> Result<(), Unwritable> {
-        self.lock().checkpoint(record)
+    pub fn checkpoint(&self, request_id: &[u8; 16], tokens: Tokens) -> Result<(), Unwritable> {
+        self.lock().checkpoint(request_id, tokens)
     }
 
     /// See [`Journal::settle`].
@@ -174,18 +175,16 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes what a running request has used up to now (`record.tokens`), for the case that the
-    /// process dies. Without an intent it does nothing.
+    /// Writes what a running request has used up to now, for the case that the process dies. Without
+    /// an intent it does nothing.
     ///
     /// # Errors
     /// When the disk fails. The request may go on: its last checkpoint stands.
-    pub fn checkpoint(&mut self, record: &proto::UsageRecord) -> Result<(), Unwritable> {
+    pub fn checkpoint(&mut self, request_id: &[u8; 16], tokens: Tokens) -> Result<(), Unwritable> {
         self.write_late()?;
-        let Some(id) = request_id(record) else { return Err(Unwritable::Failed) };
-        let Some(known) = self.open.get_mut(&id) else { return Ok(()) };
-        known.tokens = record.tokens.as_ref().map(Tokens::from).unwrap_or_default();
-        let tokens = known.tokens;
-        self.encode_checkpoint(&id, tokens);
+        let Some(known) = self.open.get_mut(request_id) else { return Ok(()) };
+        known.tokens = tokens;
+        self.encode_checkpoint(request_id, tokens);
         self.append().map(drop)
     }
 

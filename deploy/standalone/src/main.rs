@@ -15,10 +15,6 @@ use runtime::rpc::Dialer;
 use runtime::telemetry;
 use shared::ids::NodeId;
 
-/// As in the program `data-plane`: most of what is allocated is a node's.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Pointsman: a self-hosted router for language models.
 ///
 /// Applications keep their OpenAI client and change its base URL. This program holds everything: the

@@ -1,10 +1,10 @@
 //! The next snapshot from this one and a change of one scope. The only way in: what comes out is
 //! valid, or the change is rejected with the resource and field that is wrong.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashSet};
 use prost::Message;
 
 use super::keys::{Addresses, ApiKey, KeyHash, ModelRules};
@@ -226,7 +226,7 @@ fn each<M: Message + Default>(scope: &Scope, kind: &str) -> Result<Vec<(String, 
 }
 
 fn shared(scope: &Scope) -> Result<Shared, Rejection> {
-    let mut vendors = HashMap::new();
+    let mut vendors = HashMap::default();
     for (id, message) in each::<proto::Vendor>(scope, "vendor")? {
         let at = At { kind: "vendor", id: &id };
         at.is_named(&message.slug)?;
@@ -262,7 +262,7 @@ fn vendor(message: &proto::Vendor, at: &At<'_>) -> Result<Vendor, Rejection> {
         template if template.contains('{') => None,
         url => Some(BaseUrl::parse(url).map_err(|e| at.bad("base_url", e))?),
     };
-    let mut endpoints = HashMap::new();
+    let mut endpoints = HashMap::default();
     for endpoint in &message.endpoints {
         let path: Option<http::uri::PathAndQuery> = endpoint.path.parse().ok();
         if !endpoint.path.starts_with('/') || endpoint.path.contains('#') || path.is_none_or(|p| p.query().is_some()) {
@@ -283,7 +283,7 @@ fn vendor(message: &proto::Vendor, at: &At<'_>) -> Result<Vendor, Rejection> {
         endpoints,
         quirks: message.quirks.iter().map(|q| q.as_str().into()).collect(),
         credential_optional: message.credential_optional,
-        offerings: HashMap::new(),
+        offerings: HashMap::default(),
     })
 }
 
@@ -297,7 +297,7 @@ fn workspace(id: WorkspaceId, scope: &Scope, shared: &Shared) -> Result<Workspac
     if message.id != text {
         return Err(at.bad("id", "differs from the scope"));
     }
-    let mut projects = HashMap::new();
+    let mut projects = HashMap::default();
     for (id, message) in each::<proto::Project>(scope, "project")? {
         let at = At { kind: "project", id: &id };
         at.is_named(&message.id)?;
@@ -305,7 +305,7 @@ fn workspace(id: WorkspaceId, scope: &Scope, shared: &Shared) -> Result<Workspac
             Project { id: at.id("id", &id)?, key: at.not_empty("key", &message.key)?, disabled: message.disabled };
         projects.insert(project.id, project);
     }
-    let mut aliases = HashMap::new();
+    let mut aliases = HashMap::default();
     for (id, message) in each::<proto::Alias>(scope, "alias")? {
         let at = At { kind: "alias", id: &id };
         at.is_named(&message.id)?;
@@ -334,8 +334,8 @@ fn workspace(id: WorkspaceId, scope: &Scope, shared: &Shared) -> Result<Workspac
 }
 
 fn providers(scope: &Scope, shared: &Shared) -> Result<HashMap<Box<str>, Arc<Provider>>, Rejection> {
-    let mut by_id = HashMap::new();
-    let mut slugs = HashSet::new();
+    let mut by_id = HashMap::default();
+    let mut slugs = HashSet::default();
     for (id, message) in each::<proto::Provider>(scope, "provider")? {
         let at = At { kind: "provider", id: &id };
         at.is_named(&message.id)?;
@@ -365,7 +365,7 @@ fn providers(scope: &Scope, shared: &Shared) -> Result<HashMap<Box<str>, Arc<Pro
             credentials: Vec::new(),
             catalogue: message.models.map(|list| list.models.into_iter().map(Into::into).collect()),
             rows: Arc::default(),
-            own: HashMap::new(),
+            own: HashMap::default(),
         };
         by_id.insert(id, provider);
     }
@@ -377,7 +377,7 @@ fn providers(scope: &Scope, shared: &Shared) -> Result<HashMap<Box<str>, Arc<Pro
         let credential = credential(&message, &provider.vendor, &at)?;
         provider.credentials.push(Arc::new(credential));
     }
-    let mut rows: HashMap<String, Vec<proto::Model>> = HashMap::new();
+    let mut rows: HashMap<String, Vec<proto::Model>> = HashMap::default();
     for (id, message) in each::<proto::Model>(scope, "model")? {
         let at = At { kind: "model", id: &id };
         at.is_named(&message.id)?;
@@ -432,7 +432,7 @@ fn credential(message: &proto::Credential, vendor: &Vendor, at: &At<'_>) -> Resu
 
 /// What a workspace's rows make of a vendor's catalogue.
 fn own_models(rows: &[proto::Model], vendor: &Vendor) -> Result<HashMap<Box<str>, Option<Arc<Offering>>>, Rejection> {
-    let mut own = HashMap::new();
+    let mut own = HashMap::default();
     for row in rows {
         let at = At { kind: "model", id: &row.id };
         let name = at.not_empty("name", &row.name)?;

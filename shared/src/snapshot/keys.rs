@@ -1,9 +1,10 @@
 //! Caller keys by hash. Sharded by the hash's first byte, so that one more key among a hundred
 //! thousand copies one shard, not the index.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use crate::ids::{ApiKeyId, ProjectId, WorkspaceId};
 

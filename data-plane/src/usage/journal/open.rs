@@ -164,7 +164,7 @@ fn recover(dir: &Path, options: &Options, total: &Arc<Total>, lock: File) -> io:
         segment: next,
         offset,
         ordinal: scan.finals,
-        open: HashMap::with_capacity(1024),
+        open: foldhash::HashMap::default(),
         open_in: Default::default(),
         buffer: Vec::with_capacity(4096),
         late: Default::default(),

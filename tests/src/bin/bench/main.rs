@@ -46,6 +46,9 @@ struct Arguments {
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 4)]
     seconds: u64,
+    /// Only rows whose name begins like this, such as "2 KB"; without latencies and starts.
+    #[arg(long)]
+    only: Option<String>,
     #[command(subcommand)]
     command: Option<Part>,
 }
@@ -117,13 +120,17 @@ async fn run(arguments: &Arguments) -> Result<()> {
         Request::chat("200 KB", 200 << 10, false, &key),
         Request::chat("stream of 50", 2 << 10, true, &key),
     ];
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.starts_with(only.as_str()));
     for round in 0..rounds {
-        for request in &requests {
+        for request in requests.iter().filter(|request| wanted(request.name)) {
             for target in &mut targets {
                 let figures = closed_loop(target, request, time).await?;
                 eprintln!("round {}: {:>12} {:>12}: {figures}", round + 1, request.name, target.name);
                 report.add(target.name, &format!("{}, {CONNECTIONS} connections", request.name), figures);
             }
+        }
+        if arguments.only.is_some() {
+            continue;
         }
         for (request, rate) in [(&requests[0], RATE), (&requests[3], STREAM_RATE)] {
             for target in &targets {
@@ -135,7 +142,10 @@ async fn run(arguments: &Arguments) -> Result<()> {
             }
         }
     }
-    let starts = starts(&mut house, node, &requests[0]).await?;
+    let starts = match arguments.only {
+        Some(_) => Vec::new(),
+        None => starts(&mut house, node, &requests[0]).await?,
+    };
     report.print(&targets, &starts);
     Ok(())
 }
