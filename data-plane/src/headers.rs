@@ -68,7 +68,7 @@ pub fn routed(headers: &mut HeaderMap, exchange: &Exchange) {
 
 /// What a whole answer cost.
 pub fn cost(headers: &mut HeaderMap, cost: Nanos) {
-    let mut text = String::with_capacity(16);
+    let mut text = String::with_capacity(32);
     if write!(text, "{cost}").is_ok() {
         insert(headers, COST_USD, &text);
     }

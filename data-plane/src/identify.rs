@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use router::Refusal;
 use shared::snapshot::{ApiKey, Snapshot, Workspace};
 
 /// The header names that SDKs put a key into, besides `authorization`.
-const KEY_HEADERS: [&str; 2] = ["x-api-key", "api-key"];
+static KEY_HEADERS: [HeaderName; 2] = [HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
 /// Longest text that can be a key; longer ones are not hashed.
 const MAX_KEY_BYTES: usize = 128;
@@ -26,7 +26,7 @@ pub fn identify(headers: &HeaderMap, snapshot: &Snapshot) -> Result<(Arc<ApiKey>
 /// The one key of the request; `None` when there is none, or more than one and they differ.
 fn presented_key(headers: &HeaderMap) -> Option<&[u8]> {
     let bearers = headers.get_all(header::AUTHORIZATION).iter().map(|value| bearer(value.as_bytes()));
-    let others = KEY_HEADERS.iter().flat_map(|name| headers.get_all(*name)).map(|value| Some(value.as_bytes()));
+    let others = KEY_HEADERS.iter().flat_map(|name| headers.get_all(name)).map(|value| Some(value.as_bytes()));
     let mut keys = bearers.chain(others);
     let first = keys.next()??;
     let same = keys.all(|other| other == Some(first));

@@ -164,7 +164,12 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
     let mut served = Vec::with_capacity(workers);
     for (index, (listener, writer)) in listeners.into_iter().zip(journals.writers).enumerate() {
         let upstream = Upstream::new(tls.clone(), egress(&config)?, POOL);
-        let worker = Arc::new(Worker::new(node.clone(), upstream, writer, observe::Queue::new(telling.access_log || telling.spans)));
+        let worker = Arc::new(Worker::new(
+            node.clone(),
+            upstream,
+            writer,
+            observe::Queue::new(telling.access_log || telling.spans),
+        ));
         served.push(worker.clone());
         threads.push(serve_on_thread(index, worker, listener, phases.clone())?);
     }

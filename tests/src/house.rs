@@ -117,7 +117,7 @@ impl Builder {
         self
     }
 
-    /// Nodes on these cores, the control plane on those, for measuring.
+    /// Nodes on these cores, the control plane on those and behind the load, for measuring.
     pub fn pinned(self, nodes: &str, control: &str) -> Self {
         Self { pinned: Some((nodes.to_owned(), control.to_owned())), ..self }
     }
@@ -180,7 +180,8 @@ impl Builder {
         let mut launch = Launch::new(&binaries::program("control-plane")?, args);
         launch.env.clone_from(&self.env);
         if let Some((_, control)) = &self.pinned {
-            launch = launch.pinned(control);
+            // Load that waits for the control plane would leave the nodes half idle.
+            launch = launch.pinned(control).nice();
         }
         let mut control = Server::start(launch, data_dir)?;
         let line = control.first_line.clone();

@@ -49,6 +49,14 @@ impl Launch {
         self.command = command;
         self
     }
+
+    /// The same, behind everything else that wants its cores (`nice -n 19`).
+    pub fn nice(mut self) -> Self {
+        let mut command: Vec<OsString> = vec!["nice".into(), "-n".into(), "19".into()];
+        command.append(&mut self.command);
+        self.command = command;
+        self
+    }
 }
 
 /// A running (or ended) program. Dropping it kills it.

@@ -1,29 +1,18 @@
-//! Reading a caller's body: one parse over the top level, and how its errors get their names.
+//! Reading a caller's body: what every endpoint's reader needs, and how errors get their names.
 
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::error::Category;
-use serde_json::value::RawValue;
-
 use crate::head::{BadRequest, Head, MAX_DEPTH, MAX_MODEL_BYTES, MAX_USER_BYTES};
-use crate::json::{self, Flaw, Key, Shallow};
+use crate::json::{self, Flaw, Sent, Shallow};
 
-/// The members of one endpoint's body.
-pub(crate) trait Members<'a> {
-    /// Takes the value of `key` off `map`, exactly once.
-    fn member<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A, on: &Reading<'a>) -> Result<(), A::Error>;
-}
-
-/// A body being read: its text, where the parser is, and the refusal that stopped it. The parser's
-/// own errors cannot carry one.
-pub(crate) struct Reading<'a> {
-    /// The whole body.
-    pub text: &'a str,
-    place: Cell<(Place, &'static str)>,
-    refusal: RefCell<Option<BadRequest>>,
+/// The text of a body that is a JSON object, without the blanks around it.
+pub(crate) fn object(body: &[u8]) -> Result<&str, BadRequest> {
+    let text = json::check(body, Sent::ByCaller).map_err(|flaw| named(flaw, body))?;
+    match Shallow::of(text) {
+        Shallow::Object => Ok(text),
+        other => Err(Place::Body.wrong_type("an object", &other)),
+    }
 }
 
 /// Where in a body something stands.
@@ -70,102 +59,22 @@ impl Place {
     }
 }
 
-impl<'a> Reading<'a> {
-    /// Reads a whole body into `members`.
-    pub fn all<M: Members<'a>>(body: &'a [u8], members: &mut M) -> Result<usize, BadRequest> {
-        let text = json::check(body, MAX_DEPTH).map_err(flaw)?;
-        let place = Cell::new((Place::Body, "an object"));
-        let reading = Self { text, place, refusal: RefCell::new(None) };
-        let mut parser = serde_json::Deserializer::from_str(text);
-        let outcome = Top { reading: &reading, members }.deserialize(&mut parser).and_then(|()| parser.end());
-        outcome.map_err(|error| reading.name(&error))?;
-        Ok(memchr::memchr(b'{', body).unwrap_or(0))
-    }
-
-    /// Says what comes next, for the error when it is something else.
-    pub fn expect(&self, place: Place, expected: &'static str) {
-        self.place.set((place, expected));
-    }
-
-    /// Stops the parser with a refusal.
-    pub fn refuse<E: Error>(&self, refusal: BadRequest) -> E {
-        self.refusal.replace(Some(refusal));
-        E::custom("refused")
-    }
-
-    /// The refusal that stopped a parser inside this one.
-    pub fn taken(&self, place: Place) -> BadRequest {
-        self.refusal.take().unwrap_or_else(|| place.refuse(BadRequest::INVALID_TYPE, "has the wrong type"))
-    }
-
-    /// The next value's text.
-    pub fn raw<A: MapAccess<'a>>(&self, map: &mut A) -> Result<&'a str, A::Error> {
-        Ok(map.next_value::<&'a RawValue>()?.get())
-    }
-
-    /// The next value and its text.
-    pub fn shallow<A: MapAccess<'a>>(&self, map: &mut A) -> Result<(Shallow<'a>, &'a str), A::Error> {
-        let raw = self.raw(map)?;
-        Ok((shallow(raw), raw))
-    }
-
-    fn name(&self, error: &serde_json::Error) -> BadRequest {
-        if let Some(refusal) = self.refusal.take() {
-            return refusal;
-        }
-        let (place, expected) = self.place.get();
-        match error.classify() {
-            Category::Data => place.refuse(BadRequest::INVALID_TYPE, format_args!("expected {expected}")),
-            Category::Syntax | Category::Eof | Category::Io => {
-                let at = format!("line {}, column {}", error.line(), error.column());
-                BadRequest::whole(BadRequest::INVALID_JSON, format!("The body is not valid JSON (at {at})."))
-            }
-        }
-    }
-}
-
-fn flaw(flaw: Flaw) -> BadRequest {
+fn named(flaw: Flaw, body: &[u8]) -> BadRequest {
+    let invalid =
+        |what: &str| BadRequest::whole(BadRequest::INVALID_JSON, format!("The body is not valid JSON{what}."));
     match flaw {
-        Flaw::Encoding => BadRequest::whole(
-            BadRequest::INVALID_JSON,
-            "The body is not valid JSON: it must be UTF-8 without a byte order mark.",
-        ),
+        Flaw::Encoding => invalid(": it must be UTF-8 without a byte order mark"),
+        Flaw::Surrogate => invalid(": a \\u escape is half of a surrogate pair"),
+        Flaw::Grammar(at) => {
+            let before = body.get(..at).unwrap_or(body);
+            let line = memchr::memchr_iter(b'\n', before).count() + 1;
+            let column = before.len() - memchr::memrchr(b'\n', before).map_or(0, |feed| feed + 1) + 1;
+            invalid(&format!(" (at line {line}, column {column})"))
+        }
         Flaw::Depth => BadRequest::whole(
             BadRequest::NESTING_TOO_DEEP,
             format!("The body nests arrays and objects more than {MAX_DEPTH} levels deep."),
         ),
-        Flaw::Surrogate => BadRequest::whole(
-            BadRequest::INVALID_JSON,
-            "The body is not valid JSON: a \\u escape is half of a surrogate pair.",
-        ),
-    }
-}
-
-struct Top<'r, 'a, M> {
-    reading: &'r Reading<'a>,
-    members: &'r mut M,
-}
-
-impl<'a, M: Members<'a>> DeserializeSeed<'a> for Top<'_, 'a, M> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'a>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_map(self)
-    }
-}
-
-impl<'a, M: Members<'a>> Visitor<'a> for Top<'_, 'a, M> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(Key(key)) = map.next_key()? {
-            self.members.member(&key, &mut map, self.reading)?;
-        }
-        Ok(())
     }
 }
 
@@ -193,25 +102,6 @@ impl Seen {
         }
         self.0 |= bit;
         Ok(name)
-    }
-}
-
-/// The value that `raw`, valid JSON without blanks around it, stands for. What can be told from its
-/// first byte is not parsed again.
-pub(crate) fn shallow(raw: &str) -> Shallow<'_> {
-    match raw.as_bytes() {
-        [b'"', text @ .., b'"'] if memchr::memchr(b'\\', text).is_none() => {
-            Shallow::Text(Cow::Borrowed(&raw[1..raw.len() - 1]))
-        }
-        [b'{', ..] => Shallow::Object,
-        [b't', ..] => Shallow::Bool(true),
-        [b'f', ..] => Shallow::Bool(false),
-        [b'n', ..] => Shallow::Null,
-        // The text was parsed once; what fails now is a number beyond any type.
-        _ => match raw.parse() {
-            Ok(natural) => Shallow::Natural(natural),
-            Err(_) => serde_json::from_str(raw).unwrap_or(Shallow::Number(f64::INFINITY)),
-        },
     }
 }
 
@@ -256,23 +146,19 @@ pub(crate) fn model_name<'a>(value: Shallow<'a>, place: Place) -> Result<Cow<'a,
 }
 
 /// `model` and `user`, which every endpoint has, into `head`. `Ok(false)`: another field.
-pub(crate) fn shared_member<'a, A: MapAccess<'a>>(
+pub(crate) fn shared_member<'a>(
     head: &mut Head<'a>,
     name: &'static str,
-    map: &mut A,
-    on: &Reading<'a>,
-) -> Result<bool, A::Error> {
+    raw: &'a str,
+    body: &[u8],
+) -> Result<bool, BadRequest> {
     let place = Place::Field(name);
     match name {
         "model" => {
-            let (value, raw) = on.shallow(map)?;
-            head.model = Some(model_name(value, place).map_err(|e| on.refuse(e))?);
-            head.spans.model = Some(json::span(on.text, raw));
+            head.model = Some(model_name(Shallow::of(raw), place)?);
+            head.spans.model = Some(json::span(body, raw));
         }
-        "user" => {
-            let (value, _) = on.shallow(map)?;
-            head.user = user(value, place).map_err(|e| on.refuse(e))?;
-        }
+        "user" => head.user = user(Shallow::of(raw), place)?,
         _ => return Ok(false),
     }
     Ok(true)
@@ -285,41 +171,4 @@ fn user(value: Shallow<'_>, place: Place) -> Result<Option<Cow<'_, str>>, BadReq
         Shallow::Text(_) => Err(place.refuse(BadRequest::INVALID_VALUE, "must not be longer than 1024 bytes")),
         other => Err(place.wrong_type("a string", &other)),
     }
-}
-
-/// Hands each element of the array `raw` to `take`, without keeping any.
-pub(crate) fn elements<'a>(
-    raw: &'a str,
-    mut take: impl FnMut(Shallow<'a>) -> Result<(), BadRequest>,
-) -> Result<(), BadRequest> {
-    struct Each<'t, T>(&'t mut T, &'t mut Option<BadRequest>);
-    impl<'de, T: FnMut(Shallow<'de>) -> Result<(), BadRequest>> Visitor<'de> for Each<'_, T> {
-        type Value = ();
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-            while let Some(value) = seq.next_element::<&'de RawValue>()? {
-                if let Err(refusal) = (self.0)(shallow(value.get())) {
-                    *self.1 = Some(refusal);
-                    return Err(A::Error::custom("refused"));
-                }
-            }
-            Ok(())
-        }
-    }
-    let mut refusal = None;
-    // The text is an array and was parsed once: only a refusal can stop it.
-    let read = serde_json::Deserializer::from_str(raw).deserialize_seq(Each(&mut take, &mut refusal));
-    match (read, refusal) {
-        (Err(_), Some(refusal)) => Err(refusal),
-        (Ok(()) | Err(_), _) => Ok(()),
-    }
-}
-
-/// Reads over the next value.
-pub(crate) fn skip<'a, A: MapAccess<'a>>(map: &mut A) -> Result<(), A::Error> {
-    map.next_value::<IgnoredAny>().map(|_| ())
 }

@@ -18,7 +18,6 @@ pub struct Usage {
 
 use crate::json::{self, Shallow};
 use crate::quirks::Quirks;
-use crate::reading::shallow;
 
 /// Tokens of one class above this are no count: a thousand times any model's context.
 const MOST_TOKENS: u64 = 1_000_000_000;
@@ -53,7 +52,7 @@ pub(crate) enum Reported {
 /// Reads the `usage` object `raw`.
 pub(crate) fn read(raw: &str, quirks: Quirks) -> Reported {
     let mut counts = Counts::default();
-    json::members(raw, |key, value| counts.take(key, value));
+    json::members(raw).for_each(|(key, value)| counts.take(&key, value));
     if counts.nonsense {
         return Reported::Nonsense;
     }
@@ -84,13 +83,13 @@ impl Counts {
             "prompt_cache_hit_tokens" | "cached_tokens" | "num_cached_tokens" => {
                 self.cached = self.cached.or(self.number(raw));
             }
-            "prompt_tokens_details" if raw.starts_with('{') => json::members(raw, |key, raw| match key {
+            "prompt_tokens_details" => json::members(raw).for_each(|(key, raw)| match &*key {
                 "cached_tokens" => self.cached = self.number(raw).or(self.cached),
                 "cache_write_tokens" => self.cache_write = self.number(raw),
                 "audio_tokens" => self.audio_input = self.number(raw),
                 _ => {}
             }),
-            "completion_tokens_details" if raw.starts_with('{') => json::members(raw, |key, raw| match key {
+            "completion_tokens_details" => json::members(raw).for_each(|(key, raw)| match &*key {
                 "reasoning_tokens" => self.reasoning = self.number(raw),
                 "audio_tokens" => self.audio_output = self.number(raw),
                 _ => {}
@@ -100,14 +99,14 @@ impl Counts {
     }
 
     fn number(&mut self, raw: &str) -> Option<u64> {
-        let count = match shallow(raw) {
+        let count = match Shallow::of(raw) {
             Shallow::Null => return None,
             Shallow::Natural(count) => Some(count),
             // Some servers print 12 as 12.0.
             Shallow::Number(count) if count.fract() == 0.0 && (0.0..=MOST_TOKENS as f64).contains(&count) => {
                 Some(count as u64)
             }
-            Shallow::Number(_) | Shallow::Bool(_) | Shallow::Text(_) | Shallow::Array(_) | Shallow::Object => None,
+            Shallow::Number(_) | Shallow::Bool(_) | Shallow::Text(_) | Shallow::Array | Shallow::Object => None,
         };
         let count = count.filter(|count| *count <= MOST_TOKENS);
         self.nonsense |= count.is_none();

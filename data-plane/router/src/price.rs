@@ -16,12 +16,7 @@ pub struct Priced<'a> {
 }
 
 /// What `tokens` cost at this offering. `None`: unpriced, or the amount does not fit 64 bits.
-pub fn cost<'a>(
-    offering: &'a Offering,
-    tokens: &Tokens,
-    service_tier: &str,
-    now_ms: i64,
-) -> Option<Priced<'a>> {
+pub fn cost<'a>(offering: &'a Offering, tokens: &Tokens, service_tier: &str, now_ms: i64) -> Option<Priced<'a>> {
     let price = money::select(&offering.facts.prices, tokens, service_tier, now_ms)?;
     Some(Priced { price_id: &price.id, cost: money::cost(tokens, price)? })
 }

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use shared::failure::{Failure, FailureKind};
 
 use crate::json;
-use crate::reading::shallow;
 use crate::{json::Shallow, redact, retry_after};
 
 /// Bytes of an error body that are read.
@@ -102,22 +101,17 @@ pub fn event(type_: &str, code: &str, message: &str) -> Bytes {
 
 /// `status_code` of a `base_resp` (MiniMax) that is not zero.
 pub(crate) fn base_resp_status(raw: &str) -> Option<u64> {
-    let mut status = None;
-    json::members(raw, |key, value| {
-        if key == "status_code" {
-            status = match shallow(value) {
-                Shallow::Natural(code) if code != 0 => Some(code),
-                Shallow::Natural(_)
-                | Shallow::Null
-                | Shallow::Bool(_)
-                | Shallow::Number(_)
-                | Shallow::Text(_)
-                | Shallow::Array(_)
-                | Shallow::Object => None,
-            };
-        }
-    });
-    status
+    let (_, raw) = json::members(raw).find(|(key, _)| key == "status_code")?;
+    match Shallow::of(raw) {
+        Shallow::Natural(code) if code != 0 => Some(code),
+        Shallow::Natural(_)
+        | Shallow::Null
+        | Shallow::Bool(_)
+        | Shallow::Number(_)
+        | Shallow::Text(_)
+        | Shallow::Array
+        | Shallow::Object => None,
+    }
 }
 
 /// What an error body says, wherever it says it.

@@ -1,15 +1,11 @@
 //! The messages of a request, read over: shape, roles, what kinds of content there are, how much
 //! text. No message is kept.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
-
 use crate::head::{BadRequest, MAX_MESSAGES};
-use crate::json::{Key, Shallow};
-use crate::reading::{Place, Reading, shallow};
+use crate::json::{self, Shallow};
+use crate::reading::Place;
 
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
@@ -25,108 +21,102 @@ pub(super) struct Found {
     pub files: bool,
 }
 
-/// Reads an array of messages.
-pub(super) struct Messages<'r, 'a> {
-    pub on: &'r Reading<'a>,
-}
-
-impl<'a> DeserializeSeed<'a> for Messages<'_, 'a> {
-    type Value = Found;
-
-    fn deserialize<D: Deserializer<'a>>(self, from: D) -> Result<Found, D::Error> {
-        from.deserialize_seq(self)
+/// Reads the array of messages `raw`.
+pub(super) fn read(raw: &str) -> Result<Found, BadRequest> {
+    let place = Place::Field("messages");
+    match Shallow::of(raw) {
+        Shallow::Array => {}
+        other => return Err(place.wrong_type("an array of objects", &other)),
     }
-}
-
-impl<'a> Visitor<'a> for Messages<'_, 'a> {
-    type Value = Found;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array")
-    }
-
-    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<Found, A::Error> {
-        let on = self.on;
-        let mut found = Found::default();
-        loop {
-            let index = found.count;
-            on.expect(Place::Message(index, ""), "an object");
-            if seq.next_element_seed(Message { on, index, found: &mut found })?.is_none() {
-                break;
-            }
-            found.count += 1;
-            if found.count > MAX_MESSAGES {
-                let what = format!("must not hold more than {MAX_MESSAGES} messages");
-                return Err(on.refuse(Place::Field("messages").refuse(BadRequest::INVALID_VALUE, what)));
-            }
+    let mut found = Found::default();
+    for message in json::elements(raw) {
+        if found.count == MAX_MESSAGES {
+            let what = format!("must not hold more than {MAX_MESSAGES} messages");
+            return Err(place.refuse(BadRequest::INVALID_VALUE, what));
         }
-        if found.count == 0 {
-            return Err(on.refuse(Place::Field("messages").refuse(BadRequest::INVALID_VALUE, "must not be empty")));
+        found.message(message)?;
+        found.count += 1;
+    }
+    if found.count == 0 {
+        return Err(place.refuse(BadRequest::INVALID_VALUE, "must not be empty"));
+    }
+    Ok(found)
+}
+
+impl Found {
+    fn message(&mut self, raw: &str) -> Result<(), BadRequest> {
+        let place = |field| Place::Message(self.count, field);
+        if Shallow::of(raw) != Shallow::Object {
+            return Err(place("").wrong_type("an object", &Shallow::of(raw)));
         }
-        Ok(found)
-    }
-}
-
-struct Message<'r, 'a> {
-    on: &'r Reading<'a>,
-    index: u32,
-    found: &'r mut Found,
-}
-
-impl<'a> DeserializeSeed<'a> for Message<'_, 'a> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'a>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_map(self)
-    }
-}
-
-impl<'a> Visitor<'a> for Message<'_, 'a> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self { on, index, found } = self;
-        let twice =
-            |field| on.refuse(Place::Message(index, field).refuse(BadRequest::DUPLICATE, "must not stand twice"));
-        let (mut role, mut content, mut answers_call) = (false, false, false);
-        while let Some(Key(key)) = map.next_key()? {
+        let (mut role, mut content) = (None, None);
+        for (key, value) in json::members(raw) {
             match &*key {
-                "role" if role => return Err(twice("role")),
-                "role" => {
-                    let (value, _) = on.shallow(&mut map)?;
-                    check_role(&value, Place::Message(index, "role")).map_err(|e| on.refuse(e))?;
-                    answers_call = matches!(&value, Shallow::Text(role) if role == "tool");
-                    role = true;
-                }
-                "content" if content => return Err(twice("content")),
-                "content" => {
-                    on.expect(Place::Message(index, "content"), "null, a string or an array of objects");
-                    map.next_value_seed(Content { on, index, found })?;
-                    content = true;
-                }
+                "role" if role.replace(value).is_some() => return Err(twice(place("role"))),
+                "content" if content.replace(value).is_some() => return Err(twice(place("content"))),
                 "tool_calls" => {
-                    let raw = on.raw(&mut map)?;
-                    found.text_bytes += raw.len() as u64;
-                    found.calls |= raw.contains('{');
+                    self.text_bytes += value.len() as u64;
+                    self.calls |= value.contains('{');
                 }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+                _ => {}
             }
         }
-        if !role {
-            return Err(on.refuse(Place::Message(index, "role").refuse(BadRequest::MISSING, "must be given")));
-        }
-        if answers_call && !found.calls {
+        let place = place("role");
+        let role = role.ok_or_else(|| place.refuse(BadRequest::MISSING, "must be given"))?;
+        check_role(&Shallow::of(role), place)?;
+        if role == "\"tool\"" && !self.calls {
             let what = "a tool's result must follow an assistant message with tool_calls";
-            return Err(on.refuse(Place::Message(index, "role").refuse(BadRequest::INVALID_VALUE, what)));
+            return Err(place.refuse(BadRequest::INVALID_VALUE, what));
+        }
+        content.map_or(Ok(()), |content| self.content(content))
+    }
+
+    fn content(&mut self, raw: &str) -> Result<(), BadRequest> {
+        match raw.as_bytes() {
+            [b'n', ..] => {}
+            [b'"', ..] => self.text_bytes += json::text_len(raw) as u64,
+            [b'[', ..] => {
+                for (part, raw) in (0..).zip(json::elements(raw)) {
+                    self.part(part, raw)?;
+                }
+            }
+            _ => {
+                let place = Place::Message(self.count, "content");
+                return Err(place.wrong_type("null, a string or an array of objects", &Shallow::of(raw)));
+            }
         }
         Ok(())
     }
+
+    fn part(&mut self, part: u32, raw: &str) -> Result<(), BadRequest> {
+        let place = |field| Place::Part(self.count, part, field);
+        if Shallow::of(raw) != Shallow::Object {
+            return Err(place("").wrong_type("an object", &Shallow::of(raw)));
+        }
+        let mut kind = None;
+        for (key, value) in json::members(raw) {
+            match &*key {
+                "type" if kind.replace(Shallow::of(value)).is_some() => return Err(twice(place("type"))),
+                "type" => {}
+                "text" => self.text_bytes += json::text_len(value) as u64,
+                key => {
+                    if let Some(name) = MEDIA.iter().find(|name| **name == key) {
+                        Media { place: place(name), always: *name != "file" }.check(value)?;
+                    }
+                }
+            }
+        }
+        match kind {
+            Some(Shallow::Text(kind)) => self.note(&kind),
+            Some(other) => return Err(place("type").wrong_type("a string", &other)),
+            None => return Err(place("type").refuse(BadRequest::MISSING, "must be given")),
+        }
+        Ok(())
+    }
+}
+
+fn twice(place: Place) -> BadRequest {
+    place.refuse(BadRequest::DUPLICATE, "must not stand twice")
 }
 
 fn check_role(value: &Shallow<'_>, place: Place) -> Result<(), BadRequest> {
@@ -136,106 +126,6 @@ fn check_role(value: &Shallow<'_>, place: Place) -> Result<(), BadRequest> {
             Err(place.refuse(BadRequest::INVALID_VALUE, format_args!("must be one of {}", ROLES.join(", "))))
         }
         other => Err(place.wrong_type("a string", other)),
-    }
-}
-
-struct Content<'r, 'a> {
-    on: &'r Reading<'a>,
-    index: u32,
-    found: &'r mut Found,
-}
-
-impl<'a> DeserializeSeed<'a> for Content<'_, 'a> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'a>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-impl<'a> Visitor<'a> for Content<'_, 'a> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("null, a string or an array")
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<(), E> {
-        self.found.text_bytes += text.len() as u64;
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<(), A::Error> {
-        let mut part = 0;
-        loop {
-            self.on.expect(Place::Part(self.index, part, ""), "an object");
-            let seed = Part { on: self.on, index: self.index, part, found: self.found };
-            if seq.next_element_seed(seed)?.is_none() {
-                return Ok(());
-            }
-            part += 1;
-        }
-    }
-}
-
-struct Part<'r, 'a> {
-    on: &'r Reading<'a>,
-    index: u32,
-    part: u32,
-    found: &'r mut Found,
-}
-
-impl<'a> DeserializeSeed<'a> for Part<'_, 'a> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'a>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_map(self)
-    }
-}
-
-impl<'a> Visitor<'a> for Part<'_, 'a> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        let on = self.on;
-        let place = |field| Place::Part(self.index, self.part, field);
-        let mut typed = false;
-        while let Some(Key(key)) = map.next_key()? {
-            match &*key {
-                "type" if typed => {
-                    return Err(on.refuse(place("type").refuse(BadRequest::DUPLICATE, "must not stand twice")));
-                }
-                "type" => {
-                    match on.shallow(&mut map)?.0 {
-                        Shallow::Text(kind) => self.found.note(&kind),
-                        other => return Err(on.refuse(place("type").wrong_type("a string", &other))),
-                    }
-                    typed = true;
-                }
-                "text" => self.found.text_bytes += on.raw(&mut map)?.len() as u64,
-                key => match MEDIA.iter().find(|name| **name == key) {
-                    Some(name) => {
-                        on.expect(place(name), "an object or a string");
-                        map.next_value_seed(Url { on, place: place(name), always: *name != "file" })?;
-                    }
-                    None => {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                },
-            }
-        }
-        if !typed {
-            return Err(on.refuse(place("type").refuse(BadRequest::MISSING, "must be given")));
-        }
-        Ok(())
     }
 }
 
@@ -256,45 +146,35 @@ impl Found {
 }
 
 /// `"url"` or `{"url": "…", …}`.
-struct Url<'r, 'a> {
-    on: &'r Reading<'a>,
+struct Media {
     place: Place,
     /// Must be a URL; otherwise only what has a scheme is taken for one.
     always: bool,
 }
 
-impl<'a> DeserializeSeed<'a> for Url<'_, 'a> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'a>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_any(self)
+impl Media {
+    fn check(&self, raw: &str) -> Result<(), BadRequest> {
+        match Shallow::of(raw) {
+            Shallow::Text(url) => self.check_url(&url),
+            Shallow::Object => {
+                let urls = json::members(raw).filter(|(key, _)| matches!(&**key, "url" | "file_url" | "file_data"));
+                for (_, url) in urls {
+                    match Shallow::of(url) {
+                        Shallow::Text(url) => self.check_url(&url)?,
+                        other => return Err(self.place.wrong_type("an object whose URL is a string", &other)),
+                    }
+                }
+                Ok(())
+            }
+            other => Err(self.place.wrong_type("an object or a string", &other)),
+        }
     }
-}
 
-impl<'a> Visitor<'a> for Url<'_, 'a> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string or an object")
-    }
-
-    fn visit_str<E: Error>(self, url: &str) -> Result<(), E> {
+    fn check_url(&self, url: &str) -> Result<(), BadRequest> {
         if !self.always && !url.contains(':') {
             return Ok(());
         }
-        check_url(url).map_err(|what| self.on.refuse(self.place.refuse(BadRequest::INVALID_VALUE, what)))
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(Key(key)) = map.next_key()? {
-            if matches!(&*key, "url" | "file_url" | "file_data") {
-                self.on.expect(self.place, "an object whose URL is a string");
-                map.next_value_seed(Url { on: self.on, place: self.place, always: self.always })?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(())
+        check_url(url).map_err(|what| self.place.refuse(BadRequest::INVALID_VALUE, what))
     }
 }
 
@@ -359,50 +239,5 @@ fn private(address: IpAddr) -> bool {
                 || a.is_unicast_link_local()
                 || (first == 0x64 && second == 0xff9b)
         }
-    }
-}
-
-/// Reads an array of objects without looking into them: how many, and how many bytes.
-pub(super) struct Objects<'r, 'a> {
-    pub on: &'r Reading<'a>,
-    pub name: &'static str,
-    pub most: u32,
-}
-
-impl<'a> DeserializeSeed<'a> for Objects<'_, 'a> {
-    type Value = (u32, u64);
-
-    fn deserialize<D: Deserializer<'a>>(self, from: D) -> Result<Self::Value, D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-impl<'a> Visitor<'a> for Objects<'_, 'a> {
-    type Value = (u32, u64);
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("null or an array")
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok((0, 0))
-    }
-
-    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let (mut count, mut bytes) = (0, 0);
-        while let Some(raw) = seq.next_element::<&'a RawValue>()? {
-            let raw = raw.get();
-            if !raw.starts_with('{') {
-                let place = Place::Element(self.name, count);
-                return Err(self.on.refuse(place.wrong_type("an object", &shallow(raw))));
-            }
-            count += 1;
-            bytes += raw.len() as u64;
-            if count > self.most {
-                let what = format!("must not hold more than {} entries", self.most);
-                return Err(self.on.refuse(Place::Field(self.name).refuse(BadRequest::INVALID_VALUE, what)));
-            }
-        }
-        Ok((count, bytes))
     }
 }

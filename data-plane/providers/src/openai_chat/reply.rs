@@ -1,15 +1,11 @@
 //! A whole answer, looked at in one pass: whether it is one, and what it used. Its bytes go to the
 //! caller as they came.
 
-use std::fmt;
-
 use http::HeaderMap;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use shared::failure::{Failure, FailureKind};
 
 use super::{error, glance::glance};
-use crate::json::Key;
+use crate::json::{self, Flaw, Sent};
 use crate::quirks::Quirks;
 use crate::usage::{self, Reported, Usage};
 
@@ -33,12 +29,13 @@ pub(crate) fn read_list(body: &[u8], list: &str, quirks: Quirks, prompt_tokens: 
     if body.trim_ascii().is_empty() {
         return Err(bad("is empty"));
     }
-    let text = std::str::from_utf8(body).map_err(|_| bad("is not UTF-8"))?;
-    let mut parser = serde_json::Deserializer::from_str(text);
-    let reply = parser
-        .deserialize_map(Top { list })
-        .and_then(|reply| parser.end().map(|()| reply))
-        .map_err(|e| bad("is not a JSON object").context(format!("line {}, column {}", e.line(), e.column())))?;
+    let text = match json::check(body, Sent::ByProvider) {
+        Ok(text) if text.starts_with('{') => text,
+        Ok(_) => return Err(bad("is not a JSON object")),
+        Err(Flaw::Encoding) => return Err(bad("is not UTF-8")),
+        Err(flaw) => return Err(bad("is not a JSON object").context(format!("{flaw:?}"))),
+    };
+    let reply = Reply::read(text, list);
     if reply.error {
         return Err(error::classify(200, &HeaderMap::new(), body, None, 0));
     }
@@ -67,39 +64,20 @@ struct Reply<'a> {
     tier: String,
 }
 
-struct Top<'l> {
-    list: &'l str,
-}
-
-impl<'de> Visitor<'de> for Top<'_> {
-    type Value = Reply<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut reply = Reply::default();
-        while let Some(Key(key)) = map.next_key()? {
+impl<'a> Reply<'a> {
+    fn read(text: &'a str, list: &str) -> Self {
+        let mut reply = Self::default();
+        for (key, raw) in json::members(text) {
             match &*key {
-                "usage" => reply.usage = Some(raw(&mut map)?).filter(|raw| raw.starts_with('{')),
-                "error" => reply.error |= !matches!(raw(&mut map)?, "null" | "false" | "\"\""),
-                "object" => reply.error |= raw(&mut map)? == "\"error\"",
-                "base_resp" => reply.error |= error::base_resp_status(raw(&mut map)?).is_some(),
-                "service_tier" => {
-                    let name: Option<String> = serde_json::from_str(raw(&mut map)?).ok();
-                    reply.tier = name.as_deref().map(usage::tier).unwrap_or_default();
-                }
-                key if key == self.list => reply.list = Some(raw(&mut map)?),
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+                "usage" => reply.usage = Some(raw).filter(|raw| raw.starts_with('{')),
+                "error" => reply.error |= !matches!(raw, "null" | "false" | "\"\""),
+                "object" => reply.error |= raw == "\"error\"",
+                "base_resp" => reply.error |= error::base_resp_status(raw).is_some(),
+                "service_tier" => reply.tier = json::text_of(raw).map(|name| usage::tier(&name)).unwrap_or_default(),
+                key if key == list => reply.list = Some(raw),
+                _ => {}
             }
         }
-        Ok(reply)
+        reply
     }
-}
-
-fn raw<'de, A: MapAccess<'de>>(map: &mut A) -> Result<&'de str, A::Error> {
-    Ok(map.next_value::<&'de RawValue>()?.get())
 }

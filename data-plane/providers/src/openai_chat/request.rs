@@ -1,16 +1,14 @@
 //! A caller's chat completion: read once for what routes, limits and bills. Fields that only the
 //! provider cares about are read over, unknown ones too; they go out as they came.
 
-use serde::de::MapAccess;
+use std::borrow::Cow;
 
-use super::messages::Messages;
+use super::messages;
 use crate::head::{
     BadRequest, Head, MAX_CHOICES, MAX_FALLBACKS, MAX_OUTPUT_TOKENS, MAX_TOOLS, ResponseFormat, ToolChoice,
 };
 use crate::json::{self, Shallow};
-use crate::reading::{
-    Members, Place, Reading, Seen, boolean, elements, model_name, natural, shallow, shared_member, skip,
-};
+use crate::reading::{self, Place, Seen, boolean, model_name, natural, shared_member};
 
 /// Fields that are read. Each may stand in a body once.
 const FIELDS: [&str; 16] = [
@@ -35,8 +33,13 @@ const FIELDS: [&str; 16] = [
 /// Reads a body. Refuses what is not JSON, what has the wrong type in a field that is read, and what
 /// is outside the limits of [`crate::head`].
 pub fn read(body: &[u8]) -> Result<Head<'_>, BadRequest> {
+    let text = reading::object(body)?;
     let mut chat = Chat { head: Head { choices: 1, ..Head::default() }, ..Chat::default() };
-    let open = Reading::all(body, &mut chat)?;
+    for (key, raw) in json::members(text) {
+        if let Some(name) = chat.seen.field(&key, &FIELDS)? {
+            chat.member(name, raw, body)?;
+        }
+    }
     let missing = |name| Place::Field(name).refuse(BadRequest::MISSING, "must be given");
     let Chat { mut head, max_tokens, max_completion_tokens, text_bytes, has_messages, .. } = chat;
     if head.model.is_none() && head.models.is_empty() {
@@ -47,7 +50,7 @@ pub fn read(body: &[u8]) -> Result<Head<'_>, BadRequest> {
     }
     head.max_output_tokens = max_completion_tokens.or(max_tokens);
     head.prompt_tokens_estimate = text_bytes.div_ceil(4);
-    head.spans.open = open;
+    head.spans.open = json::span(body, text).start;
     Ok(head)
 }
 
@@ -61,25 +64,18 @@ struct Chat<'a> {
     has_messages: bool,
 }
 
-impl<'a> Members<'a> for Chat<'a> {
-    fn member<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A, on: &Reading<'a>) -> Result<(), A::Error> {
-        let Some(name) = self.seen.field(key, &FIELDS).map_err(|e| on.refuse(e))? else { return skip(map) };
+impl<'a> Chat<'a> {
+    fn member(&mut self, name: &'static str, raw: &'a str, body: &[u8]) -> Result<(), BadRequest> {
         match name {
-            "messages" => self.messages(map, on),
-            "tools" => self.tools(map, on),
-            name if shared_member(&mut self.head, name, map, on)? => Ok(()),
-            name => {
-                let (value, raw) = on.shallow(map)?;
-                self.small(name, value, raw, on.text).map_err(|e| on.refuse(e))
-            }
+            "messages" => self.messages(raw),
+            "tools" => self.tools(raw),
+            name if shared_member(&mut self.head, name, raw, body)? => Ok(()),
+            name => self.small(name, raw, body),
         }
     }
-}
 
-impl<'a> Chat<'a> {
-    fn messages<A: MapAccess<'a>>(&mut self, map: &mut A, on: &Reading<'a>) -> Result<(), A::Error> {
-        on.expect(Place::Field("messages"), "an array of objects");
-        let found = map.next_value_seed(Messages { on })?;
+    fn messages(&mut self, raw: &str) -> Result<(), BadRequest> {
+        let found = messages::read(raw)?;
         self.has_messages = true;
         self.head.parts = found.count;
         self.head.needs.vision |= found.images;
@@ -89,23 +85,36 @@ impl<'a> Chat<'a> {
         Ok(())
     }
 
-    fn tools<A: MapAccess<'a>>(&mut self, map: &mut A, on: &Reading<'a>) -> Result<(), A::Error> {
-        on.expect(Place::Field("tools"), "an array of objects");
-        let (count, bytes) = map.next_value_seed(super::messages::Objects { on, name: "tools", most: MAX_TOOLS })?;
+    fn tools(&mut self, raw: &str) -> Result<(), BadRequest> {
+        let (place, mut count) = (Place::Field("tools"), 0);
+        match Shallow::of(raw) {
+            Shallow::Null => return Ok(()),
+            Shallow::Array => {}
+            other => return Err(place.wrong_type("an array of objects", &other)),
+        }
+        for tool in json::elements(raw) {
+            match Shallow::of(tool) {
+                Shallow::Object if count < MAX_TOOLS => count += 1,
+                Shallow::Object => {
+                    let what = format!("must not hold more than {MAX_TOOLS} entries");
+                    return Err(place.refuse(BadRequest::INVALID_VALUE, what));
+                }
+                other => return Err(Place::Element("tools", count).wrong_type("an object", &other)),
+            }
+            self.text_bytes += tool.len() as u64;
+        }
         self.head.tools = count;
         self.head.needs.tools = count > 0;
-        self.text_bytes += bytes;
         Ok(())
     }
 
-    /// A field whose value is short enough to be looked at after it was skipped.
-    fn small(&mut self, name: &'static str, value: Shallow<'a>, raw: &'a str, text: &str) -> Result<(), BadRequest> {
-        let place = Place::Field(name);
+    fn small(&mut self, name: &'static str, raw: &'a str, body: &[u8]) -> Result<(), BadRequest> {
+        let (place, value) = (Place::Field(name), Shallow::of(raw));
         let head = &mut self.head;
         match name {
             "stream" => head.stream = boolean(&value, place)?.unwrap_or(false),
             "stream_options" => {
-                head.spans.stream_options = Some(json::span(text, raw));
+                head.spans.stream_options = Some(json::span(body, raw));
                 let found = match value {
                     Shallow::Null => None,
                     Shallow::Object => include_usage(raw)?,
@@ -113,7 +122,7 @@ impl<'a> Chat<'a> {
                 };
                 if let Some((wanted, raw)) = found {
                     head.include_usage = wanted;
-                    head.spans.include_usage = Some(json::span(text, raw));
+                    head.spans.include_usage = Some(json::span(body, raw));
                 }
             }
             "max_tokens" => self.max_tokens = natural(&value, place, MAX_OUTPUT_TOKENS)?,
@@ -123,11 +132,11 @@ impl<'a> Chat<'a> {
                 head.choices = u32::try_from(n).unwrap_or(u32::MAX);
             }
             "models" => {
-                head.spans.models = Some(json::span(text, raw));
+                head.spans.models = Some(json::span(body, raw));
                 head.models = models(&value, raw)?;
             }
             "route" => {
-                head.spans.route = Some(json::span(text, raw));
+                head.spans.route = Some(json::span(body, raw));
                 match value {
                     Shallow::Null => {}
                     Shallow::Text(route) if route == "fallback" => {}
@@ -147,13 +156,14 @@ impl<'a> Chat<'a> {
             },
             "modalities" => match value {
                 Shallow::Null => {}
-                Shallow::Array(_) => elements(raw, |element| {
-                    head.needs.audio_output |= matches!(&element, Shallow::Text(text) if text == "audio");
-                    match element {
-                        Shallow::Text(_) => Ok(()),
-                        other => Err(place.wrong_type("an array of strings", &other)),
+                Shallow::Array => {
+                    for element in json::elements(raw) {
+                        match Shallow::of(element) {
+                            Shallow::Text(text) => head.needs.audio_output |= text == "audio",
+                            other => return Err(place.wrong_type("an array of strings", &other)),
+                        }
                     }
-                })?,
+                }
                 other => return Err(place.wrong_type("an array of strings", &other)),
             },
             // The last of FIELDS: "audio".
@@ -170,38 +180,26 @@ impl<'a> Chat<'a> {
 /// `include_usage` in the object `raw`: its value and text.
 fn include_usage(raw: &str) -> Result<Option<(bool, &str)>, BadRequest> {
     let place = Place::Field("stream_options.include_usage");
-    let mut found: Option<&str> = None;
-    let mut twice = false;
-    json::members(raw, |key, value| {
-        if key == "include_usage" {
-            twice |= found.is_some();
-            found = Some(value);
-        }
-    });
-    if twice {
+    let mut all = json::members(raw).filter(|(key, _)| key == "include_usage");
+    let Some((_, value)) = all.next() else { return Ok(None) };
+    if all.next().is_some() {
         return Err(place.refuse(BadRequest::DUPLICATE, "must not stand in the body twice"));
     }
-    let Some(value) = found else { return Ok(None) };
-    Ok(Some((boolean(&shallow(value), place)?.unwrap_or(false), value)))
+    Ok(Some((boolean(&Shallow::of(value), place)?.unwrap_or(false), value)))
 }
 
-fn models<'a>(value: &Shallow<'a>, raw: &'a str) -> Result<Vec<std::borrow::Cow<'a, str>>, BadRequest> {
+fn models<'a>(value: &Shallow<'a>, raw: &'a str) -> Result<Vec<Cow<'a, str>>, BadRequest> {
     let place = Place::Field("models");
-    let count = match value {
+    match value {
         Shallow::Null => return Ok(Vec::new()),
-        Shallow::Array(count) => *count,
+        Shallow::Array => {}
         other => return Err(place.wrong_type("an array of strings", other)),
-    };
-    if count > MAX_FALLBACKS {
+    }
+    if json::elements(raw).count() > MAX_FALLBACKS {
         return Err(place.refuse(BadRequest::INVALID_VALUE, "must not name more than 5 models"));
     }
-    let mut names = Vec::with_capacity(count);
-    elements(raw, |element| {
-        let index = u32::try_from(names.len()).unwrap_or(u32::MAX);
-        names.push(model_name(element, Place::Element("models", index))?);
-        Ok(())
-    })?;
-    Ok(names)
+    let named = |(index, element)| model_name(Shallow::of(element), Place::Element("models", index));
+    (0..).zip(json::elements(raw)).map(named).collect()
 }
 
 fn tool_choice(value: &Shallow<'_>, place: Place) -> Result<ToolChoice, BadRequest> {
@@ -225,13 +223,9 @@ fn response_format(value: &Shallow<'_>, raw: &str, place: Place) -> Result<Respo
         other => return Err(place.wrong_type("an object", other)),
     }
     let place = Place::Field("response_format.type");
-    let mut kind = None;
-    json::members(raw, |key, value| {
-        if key == "type" {
-            kind = Some(shallow(value));
-        }
-    });
-    match kind {
+    // Of several, most readers take the last.
+    let kind = json::members(raw).filter(|(key, _)| key == "type").last();
+    match kind.map(|(_, value)| Shallow::of(value)) {
         Some(Shallow::Text(kind)) => Ok(match &*kind {
             "text" => ResponseFormat::Text,
             "json_object" => ResponseFormat::JsonObject,

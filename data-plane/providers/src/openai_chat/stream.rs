@@ -5,13 +5,12 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde::de::IgnoredAny;
 use shared::failure::{Failure, FailureKind};
 
 use super::error;
 use super::glance::glance;
 use crate::frames::sse::{self, Frame, Framer};
-use crate::json;
+use crate::json::{self, Sent};
 use crate::quirks::Quirks;
 use crate::usage::{self, Reported, Usage};
 
@@ -191,19 +190,14 @@ impl Tap {
 
     /// Reads an event that holds a count. The last sane one wins.
     fn count(&mut self, data: &[u8]) {
-        let Ok(text) = std::str::from_utf8(data) else { return };
-        let (mut own, mut nested) = (None, None);
-        json::members(text, |key, value| match key {
-            "usage" if value.starts_with('{') => own = Some(value),
-            // Groq's own place, filled whether asked for or not.
-            "x_groq" if value.starts_with('{') => json::members(value, |key, value| {
-                if key == "usage" && value.starts_with('{') {
-                    nested = Some(value);
-                }
-            }),
-            _ => {}
-        });
-        let Some(raw) = own.or(nested) else { return };
+        let Ok(text) = json::check(data, Sent::ByProvider) else { return };
+        let usage_in = |object| {
+            let mut counts = json::members(object).filter(|(key, value)| key == "usage" && value.starts_with('{'));
+            counts.next().map(|(_, value)| value)
+        };
+        // Groq's own place, filled whether asked for or not.
+        let nested = || json::members(text).filter(|(key, _)| key == "x_groq").find_map(|(_, value)| usage_in(value));
+        let Some(raw) = usage_in(text).or_else(nested) else { return };
         match (usage::read(raw, self.quirks), self.reported) {
             (Reported::Count(tokens), _) => self.reported = Reported::Count(tokens),
             (Reported::Nonsense, Reported::Nothing) => self.reported = Reported::Nonsense,
@@ -222,5 +216,5 @@ fn flush(chunk: &Bytes, run: Range<usize>, out: &mut Vec<Bytes>) {
 fn is_whole(event: &[u8]) -> bool {
     let Some(data) = sse::payload(event).data else { return false };
     let data = data.trim_ascii();
-    data == b"[DONE]" || (data.starts_with(b"{") && serde_json::from_slice::<IgnoredAny>(data).is_ok())
+    data == b"[DONE]" || (data.starts_with(b"{") && json::check(data, Sent::ByProvider).is_ok())
 }

@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: what the data plane costs, beside two things that bound it: the upstream asked
 //! directly, and a bare hyper pass-through. One run, interleaved rounds, the same bytes to all.
 //!
-//! The target has core 0 to itself; load, upstream and control plane share core 1. Keys, metering and
-//! journal are on. Absolute figures belong to the machine; the ratios travel.
+//! The target has core 0 to itself; load and upstream share core 1, and what they leave of it is the
+//! control plane's. Keys, metering and journal are on. Absolute figures belong to the machine; the ratios travel.
 
 mod load;
 mod pass_through;
