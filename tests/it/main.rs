@@ -14,6 +14,7 @@ mod load;
 mod many_keys;
 mod poisoned;
 mod postgres;
+mod reconnect;
 mod rolling_restart;
 mod sdk;
 mod simulated_node;

@@ -286,8 +286,8 @@ impl Ingest {
         self.refuse(tx, journal, batch, &refused, now).await?;
         let (offered, unpriced) = (rows.len(), rows.iter().filter(|row| row.priced.unpriced).count());
         let corrected = rows.iter().filter(|row| row.priced.cost.0 != row.checked.record.cost_nanos).count();
-        let applied = rows::insert(tx, journal.node, &journal.incarnation, rows, now).await?;
-        rows::add_to_minutes(tx, &applied).await?;
+        let applied = rows::insert(tx, self.db.engine(), journal.node, &journal.incarnation, rows, now).await?;
+        rows::add_to_minutes(tx, self.db.engine(), &applied).await?;
         post(tx, journal, first, &applied, now).await?;
         self.counters.duplicates.inc_by((offered - applied.len()) as u64);
         self.counters.applied.inc_by(applied.len() as u64);

@@ -3,7 +3,6 @@
 //! know.
 
 use std::fmt::Write;
-use std::sync::Arc;
 
 use sqlx::any::AnyArguments;
 use sqlx::query::{Query, QueryAs};
@@ -57,21 +56,4 @@ impl Sql {
     {
         sqlx::query_as_with(AssertSqlSafe(self.text), self.values)
     }
-}
-
-/// `head ($1, $2), ($3, $4) tail` for `rows` rows of `columns` values. The same text for the same
-/// number of rows, so that the driver prepares it once.
-pub fn insert_text(head: &'static str, columns: usize, rows: usize, tail: &'static str) -> Arc<str> {
-    let mut text = String::with_capacity(head.len() + tail.len() + rows * columns * 7);
-    text.push_str(head);
-    for row in 0..rows {
-        text.push_str(if row == 0 { "(" } else { ", (" });
-        for column in 0..columns {
-            let separator = if column == 0 { "" } else { "," };
-            _ = write!(text, "{separator}${}", row * columns + column + 1);
-        }
-        text.push(')');
-    }
-    text.push_str(tail);
-    text.into()
 }

@@ -131,7 +131,7 @@ fn checked_string(text: &[u8], open: usize, sent: Sent) -> Result<usize, Flaw> {
     // Where the second half of a surrogate pair must stand.
     let mut low_due = None;
     loop {
-        let at = plain_end(text, from);
+        let at = plain_end::<true>(text, from);
         match text.get(at) {
             Some(b'"') if low_due.is_some() => return Err(Flaw::Surrogate),
             Some(b'"') => return Ok(at + 1),
@@ -158,8 +158,8 @@ fn checked_string(text: &[u8], open: usize, sent: Sent) -> Result<usize, Flaw> {
 }
 
 /// Where the run of bytes from `from` on ends that stand for themselves in a string: at a quote, a
-/// backslash, a control character, or the end.
-fn plain_end(text: &[u8], from: usize) -> usize {
+/// backslash, the end, or a control character; unless `CONTROLS`, those may be passed over.
+fn plain_end<const CONTROLS: bool>(text: &[u8], from: usize) -> usize {
     let rest = text.get(from..).unwrap_or_default();
     let mut at = 0;
     // Most strings end here; preparing a vector search would cost more than they do.
@@ -174,7 +174,7 @@ fn plain_end(text: &[u8], from: usize) -> usize {
     }
     let rest = rest.get(at..).unwrap_or_default();
     let found = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-    let run = rest.get(..found).unwrap_or_default();
+    let run = rest.get(..found).filter(|_| CONTROLS).unwrap_or_default();
     // Without an early exit: whole vectors at a time.
     let control = match run.iter().fold(false, |any, byte| any | (*byte < b' ')) {
         true => run.iter().position(|byte| *byte < b' '),
@@ -189,7 +189,7 @@ fn special(word: u64) -> u64 {
     const EACH: u64 = u64::MAX / 0xff;
     let zero = |word: u64| word.wrapping_sub(EACH) & !word;
     let control = word.wrapping_sub(EACH * 0x20) & !word;
-    (control | zero(word ^ EACH * 0x22) | zero(word ^ EACH * 0x5c)) & (EACH << 7)
+    (control | zero(word ^ (EACH * 0x22)) | zero(word ^ (EACH * 0x5c))) & (EACH << 7)
 }
 
 /// Four hex digits.
@@ -239,7 +239,7 @@ fn blank(text: &[u8], mut at: usize) -> usize {
 pub(crate) fn string_end(body: &[u8], open: usize) -> usize {
     let mut from = open + 1;
     loop {
-        let at = plain_end(body, from);
+        let at = plain_end::<false>(body, from);
         match body.get(at) {
             Some(b'"') => return at + 1,
             Some(b'\\') => from = at + 2,

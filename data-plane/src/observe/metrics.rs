@@ -147,7 +147,7 @@ impl Metrics {
         registry.register("unpriced_requests", "Requests served by a model without a price", m.unpriced.clone());
         registry.register(
             "observations_dropped",
-            "Observations lost because collecting fell behind; usage is not affected",
+            "Log lines and spans lost because collecting fell behind; metrics and usage are not affected",
             m.dropped.clone(),
         );
         metrics

@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn every_duration_falls_under_the_first_bound_that_is_not_smaller() {
         for first in [LATENCY, OVERHEAD] {
-            let around = |n| [(first << n) - 1, first << n, (first << n) + 1];
+            let around = |n: u32| [(first << n) - 1, first << n, (first << n) + 1];
             for micros in (0..20).flat_map(around).chain([0, 1, u64::MAX]) {
                 let mut buckets = Buckets::default();
                 buckets.add(micros, first);

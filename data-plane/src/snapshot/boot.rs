@@ -117,7 +117,13 @@ pub(super) fn lasted(disk: &Disk, start: Start) -> std::io::Result<()> {
 /// The process has answered a request well: its start was no short one, whatever ends it now. What
 /// earlier starts came to stays.
 pub(super) fn answered(disk: &Disk, start: Start) -> std::io::Result<()> {
-    disk.retain_starts(|other| *other != start)
+    // Two starts within a millisecond look alike, and only one of them has answered.
+    let mut found = false;
+    disk.retain_starts(|other| {
+        let own = !found && *other == start;
+        found |= own;
+        !own
+    })
 }
 
 impl Boot {

@@ -233,7 +233,7 @@ impl Disk {
 
     /// Drops those from the record of starts that are not to be kept. Written when it returns, but not
     /// synced: it has to survive the process, and after a power cut a start counted too many is harmless.
-    pub(super) fn retain_starts(&self, keep: impl Fn(&Start) -> bool) -> io::Result<()> {
+    pub(super) fn retain_starts(&self, keep: impl FnMut(&Start) -> bool) -> io::Result<()> {
         let _one_at_a_time = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut starts = self.starts();
         let before = starts.len();

@@ -1,36 +1,48 @@
-//! Writing records and sums: many rows per statement, always the same statements.
+//! Writing records and sums: many rows in one statement and one value, a JSON array of arrays, which
+//! both engines take apart several times faster than they take as many single values.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fmt::Write;
 
+use serde::Serialize;
 use shared::proto::Outcome;
-use sqlx::any::AnyArguments;
-use sqlx::{Any, Arguments, AssertSqlSafe, Encode, Type};
+use sqlx::AssertSqlSafe;
 
 use super::IngestError;
 use super::record::{Checked, Priced, outcome_name, status_class};
-use crate::db::Tx;
-use crate::ledger::sql::{Sql, insert_text};
+use crate::db::{Engine, Tx};
+use crate::ledger::sql::Sql;
 
-/// Rows of one statement: long enough to be quick, and few enough that one prepared text serves.
-const CHUNK: usize = 50;
+/// Rows of one statement.
+const CHUNK: usize = 1000;
 const MINUTE_MS: i64 = 60_000;
 
-const RECORD_COLUMNS: usize = 45;
-const RECORD_HEAD: &str = "INSERT INTO usage_records (request_id, node_id, incarnation, seq, workspace_id, project_id, \
-    api_key_id, identity, endpoint, requested_model, provider_id, provider, vendor, model, credential_id, \
-    credential_owner, router, policy, status, outcome, code, stream, attempts, fallback_level, revision, \
-    started_at_ms, total_us, upstream_us, first_byte_us, input, cache_read, cache_write_5m, cache_write_1h, output, \
-    reasoning, audio_input, audio_output, estimated, unpriced, price_id, cost_nanos, reported_cost_nanos, \
-    service_tier, region, applied_at_ms) VALUES ";
-const RECORD_TAIL: &str = " ON CONFLICT (request_id) DO NOTHING";
+/// A table that rows go into.
+struct Table {
+    name: &'static str,
+    /// Separated by blanks; those of numbers end in `#`.
+    columns: &'static str,
+    conflict: &'static str,
+}
 
-const MINUTE_COLUMNS: usize = 29;
-const MINUTE_HEAD: &str = "INSERT INTO usage_minutes (workspace_id, minute_ms, project_id, api_key_id, identity, \
-    provider, vendor, model, credential_id, credential_owner, router, policy, endpoint, status_class, requests, errors, \
-    estimated, unpriced, input, cache_read, cache_write_5m, cache_write_1h, output, reasoning, audio_input, \
-    audio_output, cost_nanos, total_us, upstream_us) VALUES ";
-const MINUTE_TAIL: &str = " ON CONFLICT (workspace_id, minute_ms, project_id, api_key_id, identity, provider, vendor, \
+const RECORDS: Table = Table {
+    name: "usage_records",
+    columns: "request_id node_id incarnation seq# workspace_id project_id api_key_id identity endpoint \
+        requested_model provider_id provider vendor model credential_id credential_owner router policy \
+        status# outcome code stream# attempts# fallback_level# revision# started_at_ms# total_us# \
+        upstream_us# first_byte_us# input# cache_read# cache_write_5m# cache_write_1h# output# reasoning# \
+        audio_input# audio_output# estimated# unpriced# price_id cost_nanos# reported_cost_nanos# \
+        service_tier region applied_at_ms#",
+    conflict: " ON CONFLICT (request_id) DO NOTHING",
+};
+
+const MINUTES: Table = Table {
+    name: "usage_minutes",
+    columns: "workspace_id minute_ms# project_id api_key_id identity provider vendor model credential_id \
+        credential_owner router policy endpoint status_class requests# errors# estimated# unpriced# input# \
+        cache_read# cache_write_5m# cache_write_1h# output# reasoning# audio_input# audio_output# \
+        cost_nanos# total_us# upstream_us#",
+    conflict: " ON CONFLICT (workspace_id, minute_ms, project_id, api_key_id, identity, provider, vendor, \
     model, credential_id, credential_owner, router, policy, endpoint, status_class) DO UPDATE SET \
     requests = usage_minutes.requests + excluded.requests, errors = usage_minutes.errors + excluded.errors, \
     estimated = usage_minutes.estimated + excluded.estimated, unpriced = usage_minutes.unpriced + excluded.unpriced, \
@@ -41,7 +53,32 @@ const MINUTE_TAIL: &str = " ON CONFLICT (workspace_id, minute_ms, project_id, ap
     audio_input = usage_minutes.audio_input + excluded.audio_input, \
     audio_output = usage_minutes.audio_output + excluded.audio_output, \
     cost_nanos = usage_minutes.cost_nanos + excluded.cost_nanos, \
-    total_us = usage_minutes.total_us + excluded.total_us, upstream_us = usage_minutes.upstream_us + excluded.upstream_us";
+    total_us = usage_minutes.total_us + excluded.total_us, upstream_us = usage_minutes.upstream_us + excluded.upstream_us",
+};
+
+impl Table {
+    /// Inserts what `$1` holds, in the order of the columns.
+    fn insert(&self, engine: Engine) -> String {
+        let names = self.columns.replace('#', "").replace(' ', ", ");
+        let mut text = format!("INSERT INTO {} ({names}) SELECT ", self.name);
+        for (place, column) in self.columns.split(' ').enumerate() {
+            let comma = if place == 0 { "" } else { ", " };
+            // A String takes what is written.
+            _ = match engine {
+                Engine::Sqlite => write!(text, "{comma}value->>{place}"),
+                Engine::Postgres if column.ends_with('#') => write!(text, "{comma}(v->>{place})::bigint"),
+                Engine::Postgres => write!(text, "{comma}v->>{place}"),
+            };
+        }
+        text.push_str(match engine {
+            // Without the condition SQLite would read the conflict clause as part of a join.
+            Engine::Sqlite => " FROM json_each($1) WHERE true",
+            Engine::Postgres => " FROM jsonb_array_elements($1::jsonb) AS lines(v)",
+        });
+        text.push_str(self.conflict);
+        text
+    }
+}
 
 /// A record to apply, and its cost.
 #[derive(Debug)]
@@ -56,11 +93,13 @@ pub struct Row {
 /// from this batch or any earlier one, is left alone.
 pub async fn insert(
     tx: &mut Tx,
+    engine: Engine,
     node: &str,
     incarnation: &str,
     rows: Vec<Row>,
     now: i64,
 ) -> Result<Vec<Row>, IngestError> {
+    let text = RECORDS.insert(engine);
     let mut new = Vec::with_capacity(rows.len());
     let mut rows = rows.into_iter();
     loop {
@@ -68,12 +107,11 @@ pub async fn insert(
         if chunk.is_empty() {
             return Ok(new);
         }
-        let mut values = Values::with_capacity(chunk.len() * RECORD_COLUMNS);
+        let mut lines = Lines::default();
         for row in &chunk {
-            record_values(&mut values, node, incarnation, row, now);
+            record_line(&mut lines, node, incarnation, row, now);
         }
-        let text = text(Statement::Records, chunk.len());
-        let done = sqlx::query_with(AssertSqlSafe(text), values.0).execute(&mut **tx).await?;
+        let done = sqlx::query(AssertSqlSafe(text.clone())).bind(lines.finish()).execute(&mut **tx).await?;
         if done.rows_affected() == chunk.len() as u64 {
             new.extend(chunk);
         } else {
@@ -105,7 +143,7 @@ struct Key<'a> {
 }
 
 /// Adds records to the sums per minute.
-pub async fn add_to_minutes(tx: &mut Tx, rows: &[Row]) -> Result<(), IngestError> {
+pub async fn add_to_minutes(tx: &mut Tx, engine: Engine, rows: &[Row]) -> Result<(), IngestError> {
     let mut sums: BTreeMap<Key<'_>, [i64; 15]> = BTreeMap::new();
     for row in rows {
         let sum = sums.entry(key(row)).or_insert([0; 15]);
@@ -115,14 +153,14 @@ pub async fn add_to_minutes(tx: &mut Tx, rows: &[Row]) -> Result<(), IngestError
     }
     let sums: Vec<_> = sums.into_iter().collect();
     for chunk in sums.chunks(CHUNK) {
-        let mut values = Values::with_capacity(chunk.len() * MINUTE_COLUMNS);
+        let mut lines = Lines::default();
         for (key, counts) in chunk {
-            values.add(key.workspace_id).add(key.minute_ms);
-            key.names.iter().for_each(|name| _ = values.add(*name));
-            counts.iter().for_each(|count| _ = values.add(*count));
+            lines.begin().add(key.workspace_id).add(key.minute_ms);
+            key.names.iter().for_each(|name| _ = lines.add(name));
+            counts.iter().for_each(|count| _ = lines.add(count));
         }
-        let text = text(Statement::Minutes, chunk.len());
-        sqlx::query_with(AssertSqlSafe(text), values.0).execute(&mut **tx).await?;
+        let text = MINUTES.insert(engine);
+        sqlx::query(AssertSqlSafe(text)).bind(lines.finish()).execute(&mut **tx).await?;
     }
     Ok(())
 }
@@ -175,9 +213,9 @@ fn counts(row: &Row) -> [i64; 15] {
     ]
 }
 
-fn record_values(values: &mut Values, node: &str, incarnation: &str, row: &Row, now: i64) {
+fn record_line(lines: &mut Lines, node: &str, incarnation: &str, row: &Row, now: i64) {
     let (c, r, t) = (&row.checked, &row.checked.record, &row.checked.tokens);
-    values.add(c.request_id.to_string()).add(node).add(incarnation).add(number(c.seq));
+    lines.begin().add(c.request_id.to_string()).add(node).add(incarnation).add(number(c.seq));
     let names = [
         &r.workspace_id,
         &r.project_id,
@@ -194,10 +232,10 @@ fn record_values(values: &mut Values, node: &str, incarnation: &str, row: &Row, 
         &r.router,
         &r.policy,
     ];
-    names.iter().for_each(|name| _ = values.add(name.as_str()));
-    values.add(i64::from(r.status)).add(outcome_name(c.outcome)).add(r.code.as_str());
-    values.add(i64::from(r.stream)).add(i64::from(r.attempts)).add(i64::from(r.fallback_level));
-    values.add(number(r.revision)).add(r.started_at_ms);
+    names.iter().for_each(|name| _ = lines.add(name.as_str()));
+    lines.add(i64::from(r.status)).add(outcome_name(c.outcome)).add(r.code.as_str());
+    lines.add(i64::from(r.stream)).add(i64::from(r.attempts)).add(i64::from(r.fallback_level));
+    lines.add(number(r.revision)).add(r.started_at_ms);
     let counts = [
         r.total_us,
         r.upstream_us,
@@ -211,9 +249,9 @@ fn record_values(values: &mut Values, node: &str, incarnation: &str, row: &Row, 
         t.audio_input,
         t.audio_output,
     ];
-    counts.iter().for_each(|count| _ = values.add(number(*count)));
-    values.add(i64::from(r.estimated)).add(i64::from(row.priced.unpriced)).add(r.price_id.as_str());
-    values.add(row.priced.cost.0).add(r.cost_nanos).add(r.service_tier.as_str()).add(r.region.as_str()).add(now);
+    counts.iter().for_each(|count| _ = lines.add(number(*count)));
+    lines.add(i64::from(r.estimated)).add(i64::from(row.priced.unpriced)).add(r.price_id.as_str());
+    lines.add(row.priced.cost.0).add(r.cost_nanos).add(r.service_tier.as_str()).add(r.region.as_str()).add(now);
 }
 
 /// Columns are signed; nothing that passed the checks is near the border.
@@ -221,35 +259,29 @@ fn number(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-struct Values(AnyArguments);
+/// A JSON array of arrays in the making.
+#[derive(Default)]
+struct Lines(Vec<u8>);
 
-impl Values {
-    fn with_capacity(count: usize) -> Self {
-        let mut values = AnyArguments::default();
-        values.reserve(count, 0);
-        Self(values)
-    }
-
-    fn add<'t, T: Encode<'t, Any> + Type<Any>>(&mut self, value: T) -> &mut Self {
-        // Text and 64-bit numbers, the only types in use, always encode.
-        _ = self.0.add(value);
+impl Lines {
+    /// Begins a line.
+    fn begin(&mut self) -> &mut Self {
+        self.0.extend_from_slice(if self.0.is_empty() { b"[[" } else { b"],[" });
         self
     }
-}
 
-#[derive(Clone, Copy)]
-enum Statement {
-    Records = 0,
-    Minutes = 1,
-}
+    /// Adds a value to the line.
+    fn add(&mut self, value: impl Serialize) -> &mut Self {
+        if self.0.last() != Some(&b'[') {
+            self.0.push(b',');
+        }
+        // Texts and numbers, into memory: it cannot fail.
+        _ = serde_json::to_writer(&mut self.0, &value);
+        self
+    }
 
-/// The text for so many rows, made once.
-fn text(statement: Statement, rows: usize) -> Arc<str> {
-    static TEXTS: Mutex<[[Option<Arc<str>>; CHUNK + 1]; 2]> = Mutex::new([const { [const { None }; CHUNK + 1] }; 2]);
-    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let made = texts[statement as usize][rows].get_or_insert_with(|| match statement {
-        Statement::Records => insert_text(RECORD_HEAD, RECORD_COLUMNS, rows, RECORD_TAIL),
-        Statement::Minutes => insert_text(MINUTE_HEAD, MINUTE_COLUMNS, rows, MINUTE_TAIL),
-    });
-    made.clone()
+    fn finish(mut self) -> String {
+        self.0.extend_from_slice(if self.0.is_empty() { b"[]" } else { b"]]" });
+        String::from_utf8(self.0).unwrap_or_default()
+    }
 }

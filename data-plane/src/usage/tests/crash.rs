@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 use shared::proto::Outcome;
 
-use super::folder::{Folder, begun, done, finals, inline, number, produced};
+use super::folder::{Folder, begun, done, finals, id, inline, number, output};
 use crate::usage::journal::Mark;
 
 /// Writes intents, checkpoints and finals of a few requests, some left open; gives for each length of
@@ -26,7 +26,7 @@ fn story(folder: &Folder) -> Vec<(u64, Vec<u64>, BTreeMap<u64, u64>)> {
         writer.intent(&begun(n)).expect("room");
         open.insert(n, 0);
         note(&settled, &open);
-        writer.checkpoint(&produced(n, 5 + n)).expect("written");
+        writer.checkpoint(&id(n), output(5 + n)).expect("written");
         open.insert(n, 5 + n);
         note(&settled, &open);
         if n != 2 {
@@ -184,7 +184,7 @@ proptest! {
                     next += 1;
                 }
                 Op::Progress(tokens) => if let Some(n) = open.last() {
-                    writer.checkpoint(&produced(*n, tokens)).expect("written");
+                    writer.checkpoint(&id(*n), output(tokens)).expect("written");
                 },
                 Op::Settle(which) => if !open.is_empty() {
                     let n = open.swap_remove(which % open.len());

@@ -84,9 +84,19 @@ pub fn begun(n: u64) -> proto::UsageRecord {
     }
 }
 
+/// The id of request `n`.
+pub fn id(n: u64) -> [u8; 16] {
+    begun(n).request_id.try_into().expect("16 bytes")
+}
+
+/// So many tokens, produced.
+pub fn output(output: u64) -> Tokens {
+    Tokens { output, ..Default::default() }
+}
+
 /// Request `n`, having produced so many tokens.
-pub fn produced(n: u64, output: u64) -> proto::UsageRecord {
-    proto::UsageRecord { tokens: Some(Tokens { output, ..Default::default() }.into()), ..begun(n) }
+fn produced(n: u64, output: u64) -> proto::UsageRecord {
+    proto::UsageRecord { tokens: Some(self::output(output).into()), ..begun(n) }
 }
 
 /// Request `n`, completed.

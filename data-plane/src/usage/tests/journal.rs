@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use prost::Message;
 use shared::proto::Outcome;
-use shared::usage::Tokens;
 
-use super::folder::{Folder, begun, done, finals, inline, number, produced};
+use super::folder::{Folder, begun, done, finals, id, inline, number, output};
 use crate::usage::journal::{OpenError, Options, Unwritable, open};
-use crate::usage::meter::Meter;
+use crate::usage::meter::{CHECKPOINT_EVERY, Meter};
 
 #[test]
 fn finals_are_numbered_over_segments_and_starts() {
@@ -65,7 +64,7 @@ fn trimming_keeps_what_is_unconfirmed_or_open() {
     let opened = folder.open(&inline(400));
     let (writer, spool) = (&opened.writers[0], &opened.spools[0]);
     writer.intent(&begun(1000)).expect("room");
-    writer.checkpoint(&produced(1000, 7)).expect("written");
+    writer.checkpoint(&id(1000), output(7)).expect("written");
     let mut most = 0;
     for n in 0..200 {
         writer.intent(&begun(n)).expect("room");
@@ -83,7 +82,7 @@ fn trimming_keeps_what_is_unconfirmed_or_open() {
     let opened = folder.open(&inline(400));
     let left = finals(&opened.spools[0], 200);
     assert_eq!(left.iter().map(number).collect::<Vec<_>>(), [300, 1000]);
-    assert_eq!(left[1].tokens, Some(Tokens { output: 7, ..Default::default() }.into()));
+    assert_eq!(left[1].tokens, Some(output(7).into()));
     assert_eq!((left[1].outcome(), left[1].estimated), (Outcome::Interrupted, true));
 }
 
@@ -122,42 +121,33 @@ fn the_incarnation_belongs_to_the_folder() {
 }
 
 #[test]
-fn a_meter_settles_once_however_it_ends() {
+fn a_meter_writes_intent_checkpoints_and_final() {
     let folder = Folder::new();
     let opened = folder.open(&inline(10_000));
     let writer = &opened.writers[0];
-    let meter = |n| Meter::begin(writer, begun(n)).expect("room");
-    let mut finished = meter(0);
-    finished.record_mut().status = 200;
-    assert_eq!(finished.finish(Outcome::Completed).1, Ok(1));
-    drop(meter(1));
-    let mut late = meter(2);
-    late.progress(100_000, || Tokens { output: 5, ..Default::default() });
-    late.progress(10, || panic!("not due"));
-    late.if_dropped(Outcome::Cut, 504, "deadline");
-    drop(late);
-    let panicked = meter(3);
-    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
-        let _held = panicked;
-        std::panic::resume_unwind(Box::new("on purpose"));
-    }));
-    assert!(unwound.is_err());
-    let mut long = meter(4);
-    long.record_mut().identity = "ä".repeat(300);
-    long.finish(Outcome::Failed).1.expect("written");
-    let ends: Vec<_> =
-        finals(&opened.spools[0], 0).iter().map(|r| (number(r), r.outcome(), r.status, r.code.clone())).collect();
-    let expected = [
-        (0, Outcome::Completed, 200, ""),
-        (1, Outcome::Cancelled, 499, ""),
-        (2, Outcome::Cut, 504, "deadline"),
-        (3, Outcome::Cancelled, 499, ""),
-        (4, Outcome::Failed, 499, ""),
-    ];
-    assert_eq!(ends, expected.map(|(n, outcome, status, code)| (n, outcome, status, code.to_owned())));
-    assert_eq!(finals(&opened.spools[0], 4)[0].identity.len(), 256);
-    drop(opened);
-    assert_eq!(folder.open(&inline(10_000)).spools[0].finals(), 5, "nothing is left to interrupt");
+    let meter =
+        |n| Meter::begin(writer, id(n), Duration::ZERO, |record| record.identity.push_str("somebody")).expect("room");
+    let ((), number_of_final) = meter(0).finish(
+        |record| {
+            assert_eq!(record.identity, "", "a record begins empty");
+            record.status = 200;
+            record.identity = "ä".repeat(300);
+        },
+        |record| assert_eq!(record.identity.len(), 256),
+    );
+    assert_eq!(number_of_final, Ok(1));
+    let mut long = meter(1);
+    long.progress(100_000, Duration::ZERO, || output(5));
+    long.progress(10, Duration::ZERO, || panic!("not due"));
+    long.progress(10, CHECKPOINT_EVERY, || output(7));
+    // As when the process dies: the next start settles it at its last checkpoint.
+    drop((long, opened));
+    let opened = folder.open(&inline(10_000));
+    let ends: Vec<_> = finals(&opened.spools[0], 0)
+        .iter()
+        .map(|r| (number(r), r.outcome(), r.status, r.tokens.unwrap_or_default().output))
+        .collect();
+    assert_eq!(ends, [(0, Outcome::Unspecified, 200, 0), (1, Outcome::Interrupted, ends[1].2, 7)]);
 }
 
 /// `POINTSMAN_TEST_JOURNAL_CALLS=1000000 cargo test --release -p data-plane hot_path -- --nocapture`
