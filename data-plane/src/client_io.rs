@@ -110,8 +110,11 @@ impl ClientIo {
             if now.saturating_duration_since(self.read_since) >= limit {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            let next = if limit == Duration::MAX { now + tick } else { self.read_since + limit };
-            self.read.as_mut().reset(next);
+            if limit == Duration::MAX {
+                // The next look counts from this one.
+                self.read_since = now;
+            }
+            self.read.as_mut().reset(self.read_since + tick);
         }
     }
 

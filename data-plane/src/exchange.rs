@@ -186,21 +186,19 @@ impl Exchange {
         self.trail.last().map(|attempt| attempt.slot)
     }
 
-    /// What the last attempt's offering charges for `usage`; `None`: there is no price.
-    pub fn price(&self, usage: &Usage) -> Option<Priced<'_>> {
-        let (candidate, _) = self.plan.at(self.last_slot()?)?;
-        router::price::cost(&candidate.offering, &usage.tokens, &usage.service_tier, self.arrival.wall_ms)
-    }
-
     /// Writes the final record; later calls do nothing. Call it before the caller's last byte. Gives
     /// what `usage` costs, when it is priced.
     pub fn settle(&mut self, outcome: Outcome, status: u16, code: &str, usage: Option<&Usage>) -> Option<Nanos> {
-        let meter = self.meter.take()?;
+        self.meter.as_ref()?;
         let at = clock::monotonic();
         self.attempts.abandon(&self.plan, &mut self.worker.fleet(), self.arrival.clocks_at(at));
         self.end_attempt(at, status, None);
-        let priced = usage.and_then(|usage| self.price(usage));
+        let slot = self.last_slot();
+        let priced = usage.zip(slot).and_then(|(usage, slot)| price(&self.plan, slot, usage, self.arrival.wall_ms));
         let cost = priced.as_ref().map(|priced| priced.cost);
+        let tried = slot.is_some();
+        // As late as can be: what fails before this is settled by `Drop`.
+        let meter = self.meter.take()?;
         let fill = |record: &mut proto::UsageRecord| {
             self.name_request(record);
             record.outcome = outcome.into();
@@ -210,15 +208,15 @@ impl Exchange {
             record.upstream_us = self.trail.iter().map(Attempt::micros).sum();
             record.first_byte_us = self.first_byte_us;
             record.total_us = micros(at.saturating_sub(self.arrival.at)).max(1);
-            if let Some((candidate, access)) = self.plan.at(self.last_slot().unwrap_or(FIRST)) {
+            if let Some((candidate, access)) = self.plan.at(slot.unwrap_or(FIRST)) {
                 name_candidate(record, candidate);
-                record.fallback_level = candidate.level;
-                if let Some(credential) = access.credential.as_ref().filter(|_| !self.trail.is_empty()) {
+                record.fallback_level = if tried { candidate.level } else { 0 };
+                if let Some(credential) = access.credential.as_ref().filter(|_| tried) {
                     credential.id.push_to(&mut record.credential_id);
                     record.credential_owner.push_str(&credential.owner);
                 }
             }
-            if let Some(usage) = usage.filter(|_| !self.trail.is_empty()) {
+            if let Some(usage) = usage.filter(|_| tried) {
                 record.tokens = Some(usage.tokens.into());
                 record.estimated = usage.estimated;
                 record.service_tier.push_str(&usage.service_tier);
@@ -283,6 +281,12 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.settle(Outcome::Cancelled, 499, "client_closed_request", None);
     }
+}
+
+/// What the offering at `slot` charges for `usage`; `None`: there is no price.
+fn price<'p>(plan: &'p Plan, slot: Slot, usage: &Usage, at_ms: i64) -> Option<Priced<'p>> {
+    let (candidate, _) = plan.at(slot)?;
+    router::price::cost(&candidate.offering, &usage.tokens, &usage.service_tier, at_ms)
 }
 
 /// The offering that a request goes to first.

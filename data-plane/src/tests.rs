@@ -430,3 +430,21 @@ async fn a_stream_longer_than_the_drain_ends_with_an_error_event() {
     let [record] = records.as_slice() else { panic!("{records:?}") };
     assert_eq!((record.outcome(), record.code.as_str()), (proto::Outcome::Cut, "node_shutting_down"));
 }
+
+/// The deadlines of callers' connections are not those of requests: one that runs longer than any of
+/// them goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_outlives_the_deadlines_of_its_connection() {
+    let node = TestNode::start_with(None, &["--head-timeout-ms=100", "--keep-alive-ms=100"]).await;
+    let begun = tokio::time::Instant::now();
+    let words = "one two three four five six seven eight nine ten";
+    let body = json!({"model": "sandbox/echo", "stream": true,
+        "messages": [{"role": "user", "content": format!("[[pace:150]] {words}")}]});
+    let answered = tokio::time::timeout(Duration::from_secs(20), node.chat(&body)).await;
+    let (status, _, text) = answered.expect("the stream does not stall");
+    assert_eq!(status, 200, "{text}");
+    assert!(text.contains("ten") && text.trim_end().ends_with("[DONE]"), "{text}");
+    assert!(begun.elapsed() > Duration::from_secs(1), "not longer than the deadlines");
+    let finals = node.stop().await;
+    assert_eq!((finals.len(), finals[0].outcome()), (1, proto::Outcome::Completed));
+}

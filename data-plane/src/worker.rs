@@ -97,7 +97,12 @@ pub async fn run(worker: Arc<Worker>, listener: std::net::TcpListener, phases: w
     }
     take_backlog(&worker, &listener, &mut connections, &phases).await;
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    loop {
+        tokio::select! {
+            ended = connections.join_next() => if ended.is_none() { return },
+            _ = prune.tick() => worker.upstream.prune(),
+        }
+    }
 }
 
 /// Waits until no new request is taken.

@@ -18,4 +18,5 @@ mod reconnect;
 mod rolling_restart;
 mod sdk;
 mod simulated_node;
+mod skew;
 mod usage_exact;

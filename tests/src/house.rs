@@ -7,7 +7,7 @@
 mod setup;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -37,6 +37,8 @@ pub struct Builder {
     node_args: Vec<String>,
     env: Vec<(String, String)>,
     pinned: Option<(String, String)>,
+    /// Name of a program, and the folder to take it from.
+    folders: Vec<(String, PathBuf)>,
 }
 
 /// A running house.
@@ -84,6 +86,20 @@ impl Builder {
             node_args: Vec::new(),
             env: Vec::new(),
             pinned: None,
+            folders: Vec::new(),
+        }
+    }
+
+    /// Takes this program from a folder, as built from another version.
+    pub fn program_from(mut self, name: &str, folder: &Path) -> Self {
+        self.folders.push((name.to_owned(), folder.to_owned()));
+        self
+    }
+
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        match self.folders.iter().find(|(named, _)| named == name) {
+            Some((_, folder)) => Ok(folder.join(name)),
+            None => binaries::program(name),
         }
     }
 
@@ -177,7 +193,7 @@ impl Builder {
             ("output", "json"),
         ]);
         args.extend(self.control_args.iter().cloned());
-        let mut launch = Launch::new(&binaries::program("control-plane")?, args);
+        let mut launch = Launch::new(&self.program("control-plane")?, args);
         launch.env.clone_from(&self.env);
         if let Some((_, control)) = &self.pinned {
             // Load that waits for the control plane would leave the nodes half idle.
@@ -233,7 +249,7 @@ impl House {
             ("output", "json"),
         ]);
         args.extend(self.builder.node_args.iter().cloned());
-        let mut launch = Launch::new(&binaries::program("data-plane")?, args);
+        let mut launch = Launch::new(&self.builder.program("data-plane")?, args);
         launch.name = format!("data-plane {}", self.nodes.len());
         launch.env.clone_from(&self.builder.env);
         if let Some((nodes, _)) = &self.builder.pinned {
@@ -332,7 +348,14 @@ impl Server {
         Ok(())
     }
 
-    /// The same without waiting.
+    /// Starts this version of its program instead, on the same addresses and data.
+    pub fn upgrade(&mut self) -> Result<()> {
+        let name = Path::new(&self.launch.command[0]).file_name().context("a program")?.to_string_lossy().into_owned();
+        self.launch.command[0] = binaries::program(&name)?.into();
+        self.start_again()
+    }
+
+    /// As [`Server::start_again`], without waiting.
     pub fn start_again_unready(&mut self) -> Result<()> {
         self.program.kill()?;
         self.program = Program::start(&self.launch)?;

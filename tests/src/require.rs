@@ -70,3 +70,18 @@ pub fn node() -> Found<PathBuf> {
     }
     Err(format!("no node_modules/openai in {}; set POINTSMAN_TEST_NODE_DIR", dir.display()))
 }
+
+/// The folder with `control-plane` and `data-plane` of the version before this one:
+/// `POINTSMAN_TEST_PREVIOUS_DIR`. `.ci/run` builds them from the commit that `.ci/previous` names;
+/// `none` says that there is no such commit here (a clone without history), which is no failure.
+pub fn previous() -> Option<PathBuf> {
+    let dir = std::env::var_os("POINTSMAN_TEST_PREVIOUS_DIR").unwrap_or_default();
+    if dir == "none" {
+        println!("skipped: the version before: its commit is not in this clone");
+        return None;
+    }
+    let dir = PathBuf::from(dir);
+    let there = ["control-plane", "data-plane"].iter().all(|name| dir.join(name).is_file());
+    let found = if there { Ok(dir) } else { Err("set POINTSMAN_TEST_PREVIOUS_DIR".to_owned()) };
+    or_skip("the version before", found)
+}

@@ -8,12 +8,12 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use crate::head::MAX_DEPTH;
+
 /// Bytes of a string that are looked at a word at a time.
 const SHORT: usize = 32;
 /// Levels whose kind fits one word.
 const WORD: usize = 128;
-/// Levels of arrays and objects that a caller's text may have.
-const MOST_DEPTH: usize = 128;
 
 /// Why a text is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ fn check_grammar(text: &[u8], sent: Sent) -> Result<(), Flaw> {
         // A value begins here.
         match text.get(at) {
             Some(open @ (b'{' | b'[')) => {
-                if depth == MOST_DEPTH && sent == Sent::ByCaller {
+                if depth == MAX_DEPTH && sent == Sent::ByCaller {
                     return Err(Flaw::Depth);
                 }
                 if depth > 0 && depth % WORD == 0 {
@@ -302,7 +302,9 @@ impl<'a> Iterator for Members<'a> {
             return None;
         }
         let end = string_end(bytes, quote);
-        let key = text_of(self.text.get(quote..end)?)?;
+        let raw = self.text.get(quote..end)?;
+        // A provider's key may hold half a surrogate pair: no name of ours, so it stays as written.
+        let key = text_of(raw).unwrap_or(Cow::Borrowed(raw));
         let start = blank(bytes, blank(bytes, end) + 1);
         self.at = value_end(bytes, start);
         Some((key, self.text.get(start..self.at)?))

@@ -1,6 +1,6 @@
 //! Spans of requests: one server span per request, one client span per attempt, with OpenTelemetry's
 //! names for generative AI and our own under `pointsman.`. They are made after the fact, from the
-//! same observation as metrics, so a request never waits for them. Off unless an exporter is set up.
+//! record that was written, so a request never waits for them. Off unless an exporter is set up.
 
 use std::borrow::Cow;
 use std::sync::Arc;

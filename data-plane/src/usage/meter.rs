@@ -74,7 +74,10 @@ impl Meter {
         fill: impl FnOnce(&mut proto::UsageRecord),
         then: impl FnOnce(&proto::UsageRecord) -> T,
     ) -> (T, Result<u64, Unwritable>) {
-        filled(&self.request_id, fill, |record| (then(record), self.journal.settle(record)))
+        filled(&self.request_id, fill, |record| {
+            let kept = self.journal.settle(record);
+            (then(record), kept)
+        })
     }
 }
 

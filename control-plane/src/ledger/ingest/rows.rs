@@ -130,7 +130,8 @@ async fn ours(tx: &mut Tx, node: &str, incarnation: &str, chunk: &[Row]) -> Resu
     let mut sql = Sql::new("SELECT request_id, seq FROM usage_records WHERE node_id = ");
     sql.bind(node).push(" AND incarnation = ").bind(incarnation).push(" AND request_id IN ");
     sql.bind_list(chunk.iter().map(|row| row.checked.request_id.to_string()));
-    let rows: Vec<(String, i64)> = sql.query_as().fetch_all(&mut **tx).await?;
+    // Rare and of any length: not worth a prepared statement.
+    let rows: Vec<(String, i64)> = sql.query_as().persistent(false).fetch_all(&mut **tx).await?;
     Ok(rows.into_iter().collect())
 }
 

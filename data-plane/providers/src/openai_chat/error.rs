@@ -101,7 +101,7 @@ pub fn event(type_: &str, code: &str, message: &str) -> Bytes {
 
 /// `status_code` of a `base_resp` (MiniMax) that is not zero.
 pub(crate) fn base_resp_status(raw: &str) -> Option<u64> {
-    let (_, raw) = json::members(raw).find(|(key, _)| key == "status_code")?;
+    let (_, raw) = json::members(raw).filter(|(key, _)| key == "status_code").last()?;
     match Shallow::of(raw) {
         Shallow::Natural(code) if code != 0 => Some(code),
         Shallow::Natural(_)

@@ -63,8 +63,9 @@ impl Found {
         }
         let place = place("role");
         let role = role.ok_or_else(|| place.refuse(BadRequest::MISSING, "must be given"))?;
-        check_role(&Shallow::of(role), place)?;
-        if role == "\"tool\"" && !self.calls {
+        let role = Shallow::of(role);
+        check_role(&role, place)?;
+        if matches!(&role, Shallow::Text(role) if role == "tool") && !self.calls {
             let what = "a tool's result must follow an assistant message with tool_calls";
             return Err(place.refuse(BadRequest::INVALID_VALUE, what));
         }

@@ -32,7 +32,7 @@ pub(crate) fn read_list(body: &[u8], list: &str, quirks: Quirks, prompt_tokens: 
     let text = match json::check(body, Sent::ByProvider) {
         Ok(text) if text.starts_with('{') => text,
         Ok(_) => return Err(bad("is not a JSON object")),
-        Err(Flaw::Encoding) => return Err(bad("is not UTF-8")),
+        Err(Flaw::Encoding) => return Err(bad("is not UTF-8 without a byte order mark")),
         Err(flaw) => return Err(bad("is not a JSON object").context(format!("{flaw:?}"))),
     };
     let reply = Reply::read(text, list);

@@ -190,13 +190,15 @@ impl Tap {
 
     /// Reads an event that holds a count. The last sane one wins.
     fn count(&mut self, data: &[u8]) {
-        let Ok(text) = json::check(data, Sent::ByProvider) else { return };
+        // Not checked: what stands behind the count, such as a Python server's NaN, does not matter to it.
+        let Ok(text) = std::str::from_utf8(data.trim_ascii()) else { return };
         let usage_in = |object| {
-            let mut counts = json::members(object).filter(|(key, value)| key == "usage" && value.starts_with('{'));
-            counts.next().map(|(_, value)| value)
+            let counts = json::members(object).filter(|(key, value)| key == "usage" && value.starts_with('{'));
+            counts.last().map(|(_, value)| value)
         };
         // Groq's own place, filled whether asked for or not.
-        let nested = || json::members(text).filter(|(key, _)| key == "x_groq").find_map(|(_, value)| usage_in(value));
+        let nested =
+            || json::members(text).filter(|(key, _)| key == "x_groq").filter_map(|(_, value)| usage_in(value)).last();
         let Some(raw) = usage_in(text).or_else(nested) else { return };
         match (usage::read(raw, self.quirks), self.reported) {
             (Reported::Count(tokens), _) => self.reported = Reported::Count(tokens),

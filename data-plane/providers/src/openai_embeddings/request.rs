@@ -62,13 +62,13 @@ fn encoding(value: &Shallow<'_>, place: Place) -> Result<(), BadRequest> {
 fn input(raw: &str) -> Result<Found, BadRequest> {
     let place = Place::Field("input");
     let empty = || Err(place.refuse(BadRequest::INVALID_VALUE, "must not be empty"));
-    match Shallow::of(raw) {
-        Shallow::Text(text) if text.is_empty() => return empty(),
-        Shallow::Text(text) => return Ok(Found { count: 1, text_bytes: text.len() as u64, tokens: 0 }),
-        Shallow::Array => {}
-        other => {
+    match raw.as_bytes() {
+        b"\"\"" => return empty(),
+        [b'"', ..] => return Ok(Found { count: 1, text_bytes: json::text_len(raw) as u64, tokens: 0 }),
+        [b'[', ..] => {}
+        _ => {
             let expected = "a string, or an array of strings, of integers, or of arrays of integers";
-            return Err(place.wrong_type(expected, &other));
+            return Err(place.wrong_type(expected, &Shallow::of(raw)));
         }
     }
     let mut found = Found::default();
@@ -100,22 +100,18 @@ enum Kind {
 }
 
 fn element(raw: &str, place: Place, found: &mut Found) -> Result<Kind, BadRequest> {
-    match Shallow::of(raw) {
-        Shallow::Text(text) if text.is_empty() => Err(place.refuse(BadRequest::INVALID_VALUE, "must not be empty")),
-        Shallow::Text(text) => {
-            found.text_bytes += text.len() as u64;
+    match raw.as_bytes() {
+        b"\"\"" => Err(place.refuse(BadRequest::INVALID_VALUE, "must not be empty")),
+        [b'"', ..] => {
+            found.text_bytes += json::text_len(raw) as u64;
             Ok(Kind::Text)
         }
-        Shallow::Natural(_) => {
-            found.tokens += 1;
-            Ok(Kind::Token)
-        }
-        Shallow::Array => {
+        [b'[', ..] => {
             let before = found.tokens;
             for token in json::elements(raw) {
                 match Shallow::of(token) {
                     Shallow::Natural(_) => found.tokens += 1,
-                    other => return Err(place.wrong_type("an array of integers", &other)),
+                    _ => return Err(place.refuse(BadRequest::INVALID_TYPE, "must hold integers only")),
                 }
             }
             if found.tokens == before {
@@ -123,6 +119,12 @@ fn element(raw: &str, place: Place, found: &mut Found) -> Result<Kind, BadReques
             }
             Ok(Kind::Tokens)
         }
-        other => Err(place.wrong_type("a string, an integer or an array of integers", &other)),
+        _ => match Shallow::of(raw) {
+            Shallow::Natural(_) => {
+                found.tokens += 1;
+                Ok(Kind::Token)
+            }
+            other => Err(place.wrong_type("a string, an integer or an array of integers", &other)),
+        },
     }
 }
