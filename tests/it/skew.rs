@@ -16,6 +16,8 @@ async fn works(house: &House, alias: &str) {
     let change = made.header("x-pointsman-change").to_owned();
     let state = house.admin.get(&format!("/changes/{change}?wait_ms=20000")).await.expect("an answer");
     assert_eq!(state.good().expect("known").json()["serving"], true, "the change serves");
+    // That speaks of connected nodes; one that is on its way back follows.
+    house.serves(alias).await.expect("the alias serves");
     for _ in 0..20 {
         let answer = house.caller().post("/v1/chat/completions", &chat(alias, "hello")).await.expect("an answer");
         assert_eq!(answer.status, 200, "{}", answer.text());
