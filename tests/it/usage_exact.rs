@@ -55,15 +55,16 @@ pub async fn ledger_equals_provider(house: &House, model: &str) {
     assert_eq!(u64::try_from(last.cost_nanos).ok(), Some(expected), "cost from the price book");
 }
 
-/// Waits until the ledger holds so many requests of the model `chat`, and then no more.
-pub async fn ledger_requests(house: &House, requests: u64) {
-    let mut last = 0;
+/// Waits until the ledger holds as many requests of the model `chat` as `requests` says, asked each
+/// time: the provider may write a request down after the caller has its answer.
+pub async fn ledger_requests(house: &House, requests: impl Fn() -> u64) {
+    let mut last = (0, 0);
     let equal = wait::until(REPORTED, "requests in the ledger", async || {
-        last = ledger(house, "model").await.get("chat").map_or(0, |l| l.requests);
-        (last == requests).then_some(())
+        last = (ledger(house, "model").await.get("chat").map_or(0, |l| l.requests), requests());
+        (last.0 == last.1).then_some(())
     });
     let equal = equal.await;
-    assert!(equal.is_ok(), "{last} requests in the ledger instead of {requests}");
+    assert!(equal.is_ok(), "{} requests in the ledger instead of {}", last.0, last.1);
 }
 
 /// No line of the ledger is below zero or absurd.

@@ -95,6 +95,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         false => (arguments.rounds, Duration::from_secs(arguments.seconds)),
     };
     let pinned = std::env::var_os(PINNED).is_some();
+    eprintln!("building the programs where they are not up to date: up to some minutes");
     let upstream = upstream::start().await?;
     let mut house = builder(pinned).start().await?;
     house.connect_as("bench", &format!("http://{upstream}/v1"), "sk-bench", &["model"]).await?;
