@@ -106,7 +106,7 @@ impl Exchange {
     ///
     /// # Errors
     /// When usage cannot be written down: the request must be refused.
-    pub fn begin(
+    pub async fn begin(
         worker: &Arc<Worker>,
         plan: Plan,
         asked: Asked<'_>,
@@ -139,6 +139,11 @@ impl Exchange {
             }
         })?;
         exchange.meter = Some(meter);
+        if let Err(error) = exchange.written().await {
+            // Not begun, so there is nothing to settle.
+            exchange.meter = None;
+            return Err(error);
+        }
         Ok(exchange)
     }
 
@@ -186,9 +191,36 @@ impl Exchange {
         self.trail.last().map(|attempt| attempt.slot)
     }
 
-    /// Writes the final record; later calls do nothing. Call it before the caller's last byte. Gives
-    /// what `usage` costs, when it is priced.
-    pub fn settle(&mut self, outcome: Outcome, status: u16, code: &str, usage: Option<&Usage>) -> Option<Nanos> {
+    /// Writes the final record; later calls do nothing. Call it before the caller's last byte.
+    pub fn settle(&mut self, outcome: Outcome, status: u16, code: &str, usage: Option<&Usage>) {
+        if self.is_open() {
+            self.end(outcome, status, code, usage);
+            self.worker.journal.flush();
+        }
+    }
+
+    /// As [`Exchange::settle`], in one write with other requests of this thread. Gives what `usage`
+    /// costs, when it is priced.
+    pub async fn settle_together(
+        &mut self,
+        outcome: Outcome,
+        status: u16,
+        code: &str,
+        usage: Option<&Usage>,
+    ) -> Option<Nanos> {
+        let cost = self.end(outcome, status, code, usage);
+        // Only intents are refused.
+        _ = self.written().await;
+        cost
+    }
+
+    /// Waits until this request's records are written.
+    async fn written(&self) -> Result<(), Unwritable> {
+        self.worker.journal.written(self.arrival.id.as_bytes()).await
+    }
+
+    /// Queues the final record.
+    fn end(&mut self, outcome: Outcome, status: u16, code: &str, usage: Option<&Usage>) -> Option<Nanos> {
         self.meter.as_ref()?;
         let at = clock::monotonic();
         self.attempts.abandon(&self.plan, &mut self.worker.fleet(), self.arrival.clocks_at(at));
@@ -226,12 +258,9 @@ impl Exchange {
                 record.cost_nanos = priced.cost.0;
             }
         };
-        let ((), kept) = meter.finish(fill, |record| self.worker.observed.push(record, self.observed()));
+        meter.finish(fill, |record| self.worker.observed.push(record, self.observed()));
         if outcome == Outcome::Completed {
             self.worker.node.store.answered();
-        }
-        if let Err(error) = kept {
-            tracing::error!(request = %self.arrival.id, %error, "a usage record was lost");
         }
         cost
     }

@@ -10,7 +10,8 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 use providers::{Dialect, Endpoint, Head};
-use router::{Decision, Facts, Permission};
+use router::{Decision, Facts, Now, Permission};
+use runtime::clock;
 use shared::proto::Outcome;
 use shared::snapshot::{ApiKey, Snapshot, Workspace};
 
@@ -162,11 +163,11 @@ async fn call(
         trace: headers::trace(&parts.headers),
     };
     let trace = asked.trace.clone();
-    let mut exchange = Exchange::begin(worker, plan, asked, now, in_flight).map_err(Problem::unwritable)?;
+    let mut exchange = Exchange::begin(worker, plan, asked, now, in_flight).await.map_err(Problem::unwritable)?;
     let job = execute::Job { dialect: DIALECT, endpoint, head: &head, body: &body, trace: trace.as_ref() };
     match Box::pin(execute::run(&mut exchange, &job)).await {
         Ok(Answered::Whole { body, usage }) => {
-            let cost = exchange.settle(Outcome::Completed, 200, "", Some(&usage));
+            let cost = exchange.settle_together(Outcome::Completed, 200, "", Some(&usage)).await;
             let mut headers = headers::json();
             headers::routed(&mut headers, &exchange);
             if let Some(cost) = cost {
@@ -236,7 +237,8 @@ impl crate::snapshot::SelfTest for SelfTest {
         let Some(workspace) = scope.parse().ok().and_then(|id| next.workspace(&id)) else { return Ok(()) };
         let body = Bytes::from_static(br#"{"model":"m","messages":[{"role":"user","content":"self-test"}]}"#);
         let Ok(head) = DIALECT.read_request(Endpoint::ChatCompletions, &body) else { return Ok(()) };
-        let (key, now) = (Arc::new(ApiKey::unlimited(workspace)), Arrival::begin().now());
+        let now = Now { wall_ms: clock::now_ms(), mono_ms: clock::monotonic_ms() };
+        let key = Arc::new(ApiKey::unlimited(workspace));
         let caller = Caller { key: &key, workspace, peer: IpAddr::from([127, 0, 0, 1]) };
         let facts = facts(&caller, Endpoint::ChatCompletions, &head, 1_000);
         let fleet = router::Fleet::default();

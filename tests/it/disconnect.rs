@@ -29,7 +29,7 @@ async fn in_a_stream() {
     }
     drop(stream);
     left(&house).await;
-    crate::usage_exact::ledger_requests(&house, || 1).await;
+    crate::usage_exact::ledger_requests(&house, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

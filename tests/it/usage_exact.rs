@@ -12,6 +12,8 @@ use crate::load::{Load, Shape};
 
 /// From a request's end to its line in the ledger, reconnects included.
 const REPORTED: Duration = Duration::from_secs(45);
+/// How long the ledger is watched for what should not come.
+const SETTLED: Duration = Duration::from_secs(1);
 const SHAPE: Shape = Shape { plain: 4, fresh: 0, streams: 4, rest: Duration::ZERO };
 
 /// One line of the ledger.
@@ -55,16 +57,19 @@ pub async fn ledger_equals_provider(house: &House, model: &str) {
     assert_eq!(u64::try_from(last.cost_nanos).ok(), Some(expected), "cost from the price book");
 }
 
-/// Waits until the ledger holds as many requests of the model `chat` as `requests` says, asked each
-/// time: the provider may write a request down after the caller has its answer.
-pub async fn ledger_requests(house: &House, requests: impl Fn() -> u64) {
-    let mut last = (0, 0);
+/// Waits until the ledger holds this many requests of the model `chat`, and sees that no more come.
+pub async fn ledger_requests(house: &House, wanted: u64) {
+    let mut last = 0;
     let equal = wait::until(REPORTED, "requests in the ledger", async || {
-        last = (ledger(house, "model").await.get("chat").map_or(0, |l| l.requests), requests());
-        (last.0 == last.1).then_some(())
+        last = ledger(house, "model").await.get("chat").map_or(0, |l| l.requests);
+        (last >= wanted).then_some(())
     });
     let equal = equal.await;
-    assert!(equal.is_ok(), "{} requests in the ledger instead of {}", last.0, last.1);
+    assert!(equal.is_ok(), "{last} requests in the ledger instead of {wanted}");
+    // A record too many would leave with the next reports, four a second.
+    tokio::time::sleep(SETTLED).await;
+    last = ledger(house, "model").await.get("chat").map_or(0, |l| l.requests);
+    assert_eq!(last, wanted, "requests in the ledger");
 }
 
 /// No line of the ledger is below zero or absurd.

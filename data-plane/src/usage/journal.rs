@@ -1,9 +1,10 @@
 //! What a worker thread writes down about requests before it acts: an intent before the provider is
 //! called, checkpoints while a stream runs, the final record before the caller's last byte.
 //!
-//! One journal per worker, a folder of append-only segments (the module `frame` has the bytes). A record
-//! is handed to the kernel with one `write` and no buffering here, so a killed process loses nothing;
-//! one background thread makes all journals durable every few milliseconds. Finals are numbered by
+//! One journal per worker, a folder of append-only segments (the module `frame` has the bytes). Records
+//! are queued, and handed to the kernel before the request that they belong to goes on: requests that
+//! run at the same time share one `write`, and a killed process loses nothing that anybody acted on.
+//! One background thread makes all journals durable every few milliseconds. Finals are numbered by
 //! their order on disk; numbers are derived again at each start and never stored beside them.
 //!
 //! It refuses new intents when the node's journals reach their limit. Finals are never refused for
@@ -16,6 +17,7 @@ mod open;
 mod spool;
 mod sync;
 mod tail;
+mod writer;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,11 +25,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::HashMap;
 use prost::Message;
+use shared::ids::RequestId;
 use shared::proto;
 use shared::usage::Tokens;
 
@@ -37,6 +40,7 @@ pub use open::{OpenError, Opened, open};
 pub use spool::{Segment, Spool, Total};
 pub use sync::Syncer;
 pub use tail::{Final, Tail, TailError};
+pub use writer::Writer;
 
 /// Segments that an intent may lie behind the newest one before it is copied forward. Trimming
 /// deletes whole segments, so without the copy one long request would keep everything after it.
@@ -44,6 +48,9 @@ const CARRY_AFTER: u64 = 4;
 
 /// Finals kept in memory while the disk refuses them.
 const LATE_FINALS: usize = 4096;
+
+/// Bytes that are queued at most.
+const QUEUE: usize = 64 * 1024;
 
 /// Sizes and times of all journals of a node.
 #[derive(Debug, Clone)]
@@ -93,38 +100,6 @@ impl fmt::Display for Unwritable {
 
 impl std::error::Error for Unwritable {}
 
-/// A worker's way to its journal, for futures that must be `Send`. Only one thread uses it, so the
-/// lock is never contended; it is never held across an await because no method is async.
-#[derive(Debug, Clone)]
-pub struct Writer(Arc<Mutex<Journal>>);
-
-impl Writer {
-    /// See [`Journal::intent`].
-    pub fn intent(&self, record: &proto::UsageRecord) -> Result<(), Unwritable> {
-        self.lock().intent(record)
-    }
-
-    /// See [`Journal::checkpoint`].
-    pub fn checkpoint(&self, request_id: &[u8; 16], tokens: Tokens) -> Result<(), Unwritable> {
-        self.lock().checkpoint(request_id, tokens)
-    }
-
-    /// See [`Journal::settle`].
-    pub fn settle(&self, record: &proto::UsageRecord) -> Result<u64, Unwritable> {
-        self.lock().settle(record)
-    }
-
-    /// A journal behind a lock.
-    pub fn new(journal: Journal) -> Self {
-        Self(Arc::new(Mutex::new(journal)))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Journal> {
-        // A panic inside leaves at worst an unwritten record, which the next call does not touch.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Where a request's intent lies, and what is known of it since.
 #[derive(Debug, Clone, Copy)]
 struct OpenIntent {
@@ -145,8 +120,23 @@ pub struct Journal {
     open: HashMap<[u8; 16], OpenIntent>,
     /// How many of `open` lie in each segment, oldest first.
     open_in: VecDeque<(u64, usize)>,
-    buffer: Vec<u8>,
+    /// Whole frames that are not written yet, and what each of them is.
+    queue: Vec<u8>,
+    queued: Vec<Queued>,
+    /// Queues written, or refused by the disk.
+    flushes: u64,
+    /// Queued intents that were not written, until their request asks.
+    refused: Vec<([u8; 16], Unwritable)>,
     late: VecDeque<Vec<u8>>,
+}
+
+/// A frame in the queue.
+#[derive(Debug, Clone, Copy)]
+struct Queued {
+    kind: Kind,
+    request: [u8; 16],
+    at: usize,
+    len: usize,
 }
 
 impl fmt::Debug for Journal {
@@ -156,67 +146,92 @@ impl fmt::Debug for Journal {
 }
 
 impl Journal {
-    /// Writes that a request is about to cost something. `record` holds what is known so far, its
-    /// `request_id` of 16 bytes above all; a second intent of the same request replaces the first
-    /// (another provider is tried).
+    /// Queues that a request is about to cost something. `record` holds what is known so far, its
+    /// `request_id` of 16 bytes above all.
     ///
     /// # Errors
-    /// When the journals are full or the disk fails: the provider must not be called.
-    pub fn intent(&mut self, record: &proto::UsageRecord) -> Result<(), Unwritable> {
-        self.write_late()?;
+    /// When the journals are full: the provider must not be called.
+    pub fn queue_intent(&mut self, record: &proto::UsageRecord) -> Result<(), Unwritable> {
         let id = request_id(record).ok_or(Unwritable::Failed)?;
-        self.encode(Kind::Intent, record);
-        if self.spool.total().used() + self.buffer.len() as u64 > self.spool.options().limit_bytes {
-            return Err(Unwritable::Full);
+        self.enqueue(Kind::Intent, id, |queue| _ = record.encode(queue));
+        if self.spool.total().used() + self.queue.len() as u64 <= self.spool.options().limit_bytes {
+            return Ok(());
         }
-        let (segment, offset) = self.append()?;
-        let len = self.buffer.len() as u32;
-        self.opened(id, OpenIntent { segment, offset, len, tokens: Tokens::default() });
-        Ok(())
+        if let Some(last) = self.queued.pop() {
+            self.queue.truncate(last.at);
+        }
+        Err(Unwritable::Full)
     }
 
-    /// Writes what a running request has used up to now, for the case that the process dies. Without
+    /// Queues the end of a request, with or without an intent before it.
+    pub fn queue_final(&mut self, record: &proto::UsageRecord) {
+        let id = request_id(record).unwrap_or_default();
+        self.enqueue(Kind::Final, id, |queue| _ = record.encode(queue));
+    }
+
+    /// Queues what a running request has used up to now, for the case that the process dies. Without
     /// an intent it does nothing.
-    ///
-    /// # Errors
-    /// When the disk fails. The request may go on: its last checkpoint stands.
-    pub fn checkpoint(&mut self, request_id: &[u8; 16], tokens: Tokens) -> Result<(), Unwritable> {
-        self.write_late()?;
-        let Some(known) = self.open.get_mut(request_id) else { return Ok(()) };
+    pub fn queue_checkpoint(&mut self, id: &[u8; 16], tokens: Tokens) {
+        let Some(known) = self.open.get_mut(id) else { return };
         known.tokens = tokens;
-        self.encode_checkpoint(request_id, tokens);
-        self.append().map(drop)
+        self.enqueue(Kind::Checkpoint, *id, |queue| checkpoint(queue, id, tokens));
     }
 
-    /// Writes the end of a request, with or without an intent before it. Gives the final's number:
-    /// one more than the last, without gaps.
-    ///
-    /// While the disk refuses, finals wait in memory (at most 4096) and are written before anything
-    /// else as soon as it accepts again.
-    ///
-    /// # Errors
-    /// When the disk fails and the memory is full too: this record is lost, and counted as lost.
-    pub fn settle(&mut self, record: &proto::UsageRecord) -> Result<u64, Unwritable> {
-        let earlier = self.write_late();
-        if let Some(id) = request_id(record) {
-            self.closed(&id);
+    /// Writes what is queued. When the disk refuses, intents are refused (see
+    /// [`Journal::take_refusal`]), checkpoints forgotten, and finals wait in memory (at most 4096) and
+    /// are written before anything else as soon as it accepts again; one that does not fit there is
+    /// lost, counted and logged.
+    pub fn flush(&mut self) {
+        if self.queued.is_empty() {
+            return;
         }
-        self.encode(Kind::Final, record);
-        match earlier.and_then(|()| self.append()) {
-            Ok(_) => {
-                self.ordinal += 1;
-                self.spool.settled(self.ordinal);
-                Ok(self.ordinal)
-            }
-            Err(_) if self.late.len() < LATE_FINALS => {
-                self.late.push_back(self.buffer.clone());
-                Ok(self.ordinal + self.late.len() as u64)
-            }
-            Err(error) => {
-                self.spool.total().lost.fetch_add(1, Ordering::Relaxed);
-                Err(error)
+        self.flushes += 1;
+        let (queue, queued) = (std::mem::take(&mut self.queue), std::mem::take(&mut self.queued));
+        let written = self.write_late().and_then(|()| self.append(&queue));
+        // What is written but not durable is no reason to write it twice, only to begin nothing new.
+        let begin = written.and_then(|at| self.sync_at_once().map(|()| at));
+        for frame in &queued {
+            match (frame.kind, written) {
+                (Kind::Intent, _) => match begin {
+                    Ok((segment, offset)) => {
+                        let (offset, len) = (offset + frame.at as u64, frame.len as u32);
+                        self.opened(frame.request, OpenIntent { segment, offset, len, tokens: Tokens::default() });
+                    }
+                    Err(error) => self.refused.push((frame.request, error)),
+                },
+                (Kind::Checkpoint, _) => {}
+                (Kind::Final, Ok(_)) => {
+                    self.closed(&frame.request);
+                    self.ordinal += 1;
+                }
+                (Kind::Final, Err(error)) => {
+                    self.closed(&frame.request);
+                    let bytes = queue.get(frame.at..frame.at + frame.len).unwrap_or_default();
+                    self.keep_late(bytes, frame.request, error);
+                }
             }
         }
+        self.spool.settled(self.ordinal);
+        (self.queue, self.queued) = (queue, queued);
+        self.queue.clear();
+        self.queued.clear();
+    }
+
+    /// How often [`Journal::flush`] had something to write: what is queued now is written when this
+    /// has grown.
+    pub fn flushes(&self) -> u64 {
+        self.flushes
+    }
+
+    /// Why the intent of this request was not written, if it was not. Gives it once.
+    pub fn take_refusal(&mut self, id: &[u8; 16]) -> Option<Unwritable> {
+        let at = self.refused.iter().position(|(refused, _)| refused == id)?;
+        Some(self.refused.swap_remove(at).1)
+    }
+
+    /// Finals handed in since the folder was made, those that wait in memory included.
+    pub fn finals(&self) -> u64 {
+        self.ordinal + self.late.len() as u64
     }
 
     /// The reading side of this journal.
@@ -229,40 +244,45 @@ impl Journal {
         self.open.len()
     }
 
-    fn encode(&mut self, kind: Kind, record: &proto::UsageRecord) {
-        frame::begin(&mut self.buffer, kind);
-        // A Vec grows as needed, so encoding cannot fail.
-        _ = record.encode(&mut self.buffer);
-        frame::seal(&mut self.buffer);
-    }
-
-    fn encode_checkpoint(&mut self, id: &[u8; 16], tokens: Tokens) {
-        frame::begin(&mut self.buffer, Kind::Checkpoint);
-        self.buffer.extend_from_slice(id);
-        _ = proto::Tokens::from(tokens).encode(&mut self.buffer);
-        frame::seal(&mut self.buffer);
-    }
-
-    /// Appends `buffer`; gives where it lies.
-    fn append(&mut self) -> Result<(u64, u64), Unwritable> {
-        if self.buffer.len() > frame::MAX_FRAME {
-            return Err(Unwritable::Failed);
+    fn enqueue(&mut self, kind: Kind, request: [u8; 16], payload: impl FnOnce(&mut Vec<u8>)) {
+        if self.queue.len() > QUEUE {
+            self.flush();
         }
-        if self.offset > frame::SEGMENT_HEADER as u64
-            && self.offset + self.buffer.len() as u64 > self.spool.options().segment_bytes
-        {
+        let at = self.queue.len();
+        frame::append(&mut self.queue, kind, payload);
+        self.queued.push(Queued { kind, request, at, len: self.queue.len() - at });
+    }
+
+    /// Appends whole frames; gives where the first lies.
+    fn append(&mut self, frames: &[u8]) -> Result<(u64, u64), Unwritable> {
+        let len = frames.len() as u64;
+        if self.offset > frame::SEGMENT_HEADER as u64 && self.offset + len > self.spool.options().segment_bytes {
             self.rotate()?;
         }
         let at = self.offset;
-        if let Err(error) = (&*self.file).write_all(&self.buffer) {
+        if let Err(error) = (&*self.file).write_all(frames) {
             return Err(self.undo(at, &error));
         }
-        self.offset += self.buffer.len() as u64;
-        self.spool.written(self.segment, self.offset, self.buffer.len() as u64);
-        if self.spool.options().sync_interval.is_zero() && self.spool.sync().is_err() {
-            return Err(Unwritable::Failed);
-        }
+        self.offset += len;
+        self.spool.written(self.segment, self.offset, len);
         Ok((self.segment, at))
+    }
+
+    fn sync_at_once(&self) -> Result<(), Unwritable> {
+        if !self.spool.options().sync_interval.is_zero() {
+            return Ok(());
+        }
+        self.spool.sync().map_err(|_| Unwritable::Failed)
+    }
+
+    fn keep_late(&mut self, record: &[u8], request: [u8; 16], error: Unwritable) {
+        if self.late.len() < LATE_FINALS {
+            self.late.push_back(record.to_vec());
+            return;
+        }
+        self.spool.total().lost.fetch_add(1, Ordering::Relaxed);
+        let request = RequestId::from_u128(u128::from_be_bytes(request));
+        tracing::error!(journal = %self.spool.dir().display(), %request, %error, "a usage record was lost");
     }
 
     /// Takes back what a failed write may have left, so that the segment ends with a whole record.
@@ -277,10 +297,7 @@ impl Journal {
 
     fn write_late(&mut self) -> Result<(), Unwritable> {
         while let Some(record) = self.late.pop_front() {
-            let current = std::mem::replace(&mut self.buffer, record);
-            let written = self.append();
-            let record = std::mem::replace(&mut self.buffer, current);
-            if let Err(error) = written {
+            if let Err(error) = self.append(&record) {
                 self.late.push_front(record);
                 return Err(error);
             }
@@ -297,10 +314,7 @@ impl Journal {
         self.file = file;
         self.segment = next;
         self.offset = offset;
-        let held = std::mem::take(&mut self.buffer);
-        let carried = self.carry(next.saturating_sub(CARRY_AFTER));
-        self.buffer = held;
-        carried
+        self.carry(next.saturating_sub(CARRY_AFTER))
     }
 
     fn carry(&mut self, before: u64) -> Result<(), Unwritable> {
@@ -309,20 +323,18 @@ impl Journal {
         }
         let old: Vec<_> = self.open.iter().filter(|(_, o)| o.segment < before).map(|(id, o)| (*id, *o)).collect();
         for (id, intent) in old {
-            let mut bytes = vec![0; intent.len as usize];
+            let mut frames = vec![0; intent.len as usize];
             let read = File::open(self.spool.segment_path(intent.segment))
-                .and_then(|file| file.read_exact_at(&mut bytes, intent.offset));
+                .and_then(|file| file.read_exact_at(&mut frames, intent.offset));
             if let Err(error) = read {
                 tracing::error!(journal = %self.spool.dir().display(), %error, "an intent cannot be read again; its segment stays");
                 continue;
             }
-            self.buffer = bytes;
-            let (segment, offset) = self.append()?;
-            self.opened(id, OpenIntent { segment, offset, ..intent });
             if intent.tokens != Tokens::default() {
-                self.encode_checkpoint(&id, intent.tokens);
-                self.append()?;
+                frame::append(&mut frames, Kind::Checkpoint, |frames| checkpoint(frames, &id, intent.tokens));
             }
+            let (segment, offset) = self.append(&frames)?;
+            self.opened(id, OpenIntent { segment, offset, ..intent });
         }
         Ok(())
     }
@@ -362,11 +374,19 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
+        self.flush();
         let flushed = self.write_late().and_then(|()| self.spool.sync().map_err(|error| unwritable(&error)));
         if let Err(error) = flushed {
             tracing::error!(journal = %self.spool.dir().display(), %error, "the usage journal could not be closed cleanly");
         }
     }
+}
+
+/// The payload of a checkpoint.
+fn checkpoint(payload: &mut Vec<u8>, id: &[u8; 16], tokens: Tokens) {
+    payload.extend_from_slice(id);
+    // A Vec grows as needed, so encoding cannot fail.
+    _ = proto::Tokens::from(tokens).encode(payload);
 }
 
 fn request_id(record: &proto::UsageRecord) -> Option<[u8; 16]> {

@@ -36,7 +36,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Starts metering at `now`, monotonic: writes the intent. `fill` gets an empty record but for
+    /// Starts metering at `now`, monotonic: queues the intent. `fill` gets an empty record but for
     /// its id, and names who the request is for and, as far as known, who will serve it.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Meter {
         now: Duration,
         fill: impl FnOnce(&mut proto::UsageRecord),
     ) -> Result<Self, Unwritable> {
-        filled(&request_id, fill, |record| journal.intent(record))?;
+        filled(&request_id, fill, |record| journal.queue_intent(record))?;
         Ok(Self { journal: journal.clone(), request_id, last_checkpoint: now, bytes_since: 0 })
     }
 
@@ -61,22 +61,19 @@ impl Meter {
         }
         self.bytes_since = 0;
         self.last_checkpoint = now;
-        _ = self.journal.checkpoint(&self.request_id, tokens());
+        self.journal.checkpoint(&self.request_id, tokens());
     }
 
-    /// Ends the request; call it before the caller's last byte leaves. `fill` gets an empty record
-    /// but for its id; `then` sees it as it was written.
-    ///
-    /// # Errors
-    /// When the record could not be kept at all; it is counted as lost.
+    /// Ends the request: queues the final record, to be written before the caller's last byte leaves.
+    /// `fill` gets an empty record but for its id; `then` sees it as it is queued.
     pub fn finish<T>(
         self,
         fill: impl FnOnce(&mut proto::UsageRecord),
         then: impl FnOnce(&proto::UsageRecord) -> T,
-    ) -> (T, Result<u64, Unwritable>) {
+    ) -> T {
         filled(&self.request_id, fill, |record| {
-            let kept = self.journal.settle(record);
-            (then(record), kept)
+            self.journal.queue_final(record);
+            then(record)
         })
     }
 }

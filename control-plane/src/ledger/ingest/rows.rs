@@ -2,7 +2,6 @@
 //! both engines take apart several times faster than they take as many single values.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write;
 
 use serde::Serialize;
 use shared::proto::Outcome;
@@ -20,63 +19,68 @@ const MINUTE_MS: i64 = 60_000;
 /// A table that rows go into.
 struct Table {
     name: &'static str,
-    /// Separated by blanks; those of numbers end in `#`.
-    columns: &'static str,
-    conflict: &'static str,
+    /// What makes a row the same row. Columns are separated by blanks; those of numbers end in `#`.
+    key: &'static str,
+    /// The other columns.
+    rest: &'static str,
+    /// What becomes of a row that is there already.
+    known: Known,
+}
+
+enum Known {
+    /// It stays as it is.
+    Keep,
+    /// The rest is added to it.
+    Add,
 }
 
 const RECORDS: Table = Table {
     name: "usage_records",
-    columns: "request_id node_id incarnation seq# workspace_id project_id api_key_id identity endpoint \
-        requested_model provider_id provider vendor model credential_id credential_owner router policy \
-        status# outcome code stream# attempts# fallback_level# revision# started_at_ms# total_us# \
-        upstream_us# first_byte_us# input# cache_read# cache_write_5m# cache_write_1h# output# reasoning# \
-        audio_input# audio_output# estimated# unpriced# price_id cost_nanos# reported_cost_nanos# \
-        service_tier region applied_at_ms#",
-    conflict: " ON CONFLICT (request_id) DO NOTHING",
+    key: "request_id",
+    rest: "node_id incarnation seq# workspace_id project_id api_key_id identity endpoint requested_model \
+        provider_id provider vendor model credential_id credential_owner router policy status# outcome code \
+        stream# attempts# fallback_level# revision# started_at_ms# total_us# upstream_us# first_byte_us# \
+        input# cache_read# cache_write_5m# cache_write_1h# output# reasoning# audio_input# audio_output# \
+        estimated# unpriced# price_id cost_nanos# reported_cost_nanos# service_tier region applied_at_ms#",
+    known: Known::Keep,
 };
 
 const MINUTES: Table = Table {
     name: "usage_minutes",
-    columns: "workspace_id minute_ms# project_id api_key_id identity provider vendor model credential_id \
-        credential_owner router policy endpoint status_class requests# errors# estimated# unpriced# input# \
-        cache_read# cache_write_5m# cache_write_1h# output# reasoning# audio_input# audio_output# \
-        cost_nanos# total_us# upstream_us#",
-    conflict: " ON CONFLICT (workspace_id, minute_ms, project_id, api_key_id, identity, provider, vendor, \
-    model, credential_id, credential_owner, router, policy, endpoint, status_class) DO UPDATE SET \
-    requests = usage_minutes.requests + excluded.requests, errors = usage_minutes.errors + excluded.errors, \
-    estimated = usage_minutes.estimated + excluded.estimated, unpriced = usage_minutes.unpriced + excluded.unpriced, \
-    input = usage_minutes.input + excluded.input, cache_read = usage_minutes.cache_read + excluded.cache_read, \
-    cache_write_5m = usage_minutes.cache_write_5m + excluded.cache_write_5m, \
-    cache_write_1h = usage_minutes.cache_write_1h + excluded.cache_write_1h, \
-    output = usage_minutes.output + excluded.output, reasoning = usage_minutes.reasoning + excluded.reasoning, \
-    audio_input = usage_minutes.audio_input + excluded.audio_input, \
-    audio_output = usage_minutes.audio_output + excluded.audio_output, \
-    cost_nanos = usage_minutes.cost_nanos + excluded.cost_nanos, \
-    total_us = usage_minutes.total_us + excluded.total_us, upstream_us = usage_minutes.upstream_us + excluded.upstream_us",
+    key: "workspace_id minute_ms# project_id api_key_id identity provider vendor model credential_id \
+        credential_owner router policy endpoint status_class",
+    rest: "requests# errors# estimated# unpriced# input# cache_read# cache_write_5m# cache_write_1h# \
+        output# reasoning# audio_input# audio_output# cost_nanos# total_us# upstream_us#",
+    known: Known::Add,
 };
 
 impl Table {
-    /// Inserts what `$1` holds, in the order of the columns.
+    /// Inserts what `$1` holds: lines of the key's columns and the rest's, in their order.
     fn insert(&self, engine: Engine) -> String {
-        let names = self.columns.replace('#', "").replace(' ', ", ");
-        let mut text = format!("INSERT INTO {} ({names}) SELECT ", self.name);
-        for (place, column) in self.columns.split(' ').enumerate() {
-            let comma = if place == 0 { "" } else { ", " };
-            // A String takes what is written.
-            _ = match engine {
-                Engine::Sqlite => write!(text, "{comma}value->>{place}"),
-                Engine::Postgres if column.ends_with('#') => write!(text, "{comma}(v->>{place})::bigint"),
-                Engine::Postgres => write!(text, "{comma}v->>{place}"),
-            };
-        }
-        text.push_str(match engine {
-            // Without the condition SQLite would read the conflict clause as part of a join.
-            Engine::Sqlite => " FROM json_each($1) WHERE true",
-            Engine::Postgres => " FROM jsonb_array_elements($1::jsonb) AS lines(v)",
+        let columns = || self.key.split(' ').chain(self.rest.split(' '));
+        let name = |column: &'static str| column.trim_end_matches('#');
+        let names = columns().map(name).collect::<Vec<_>>().join(", ");
+        let key = self.key.split(' ').map(name).collect::<Vec<_>>().join(", ");
+        let values = columns().enumerate().map(|(place, column)| match engine {
+            Engine::Sqlite => format!("value->>{place}"),
+            Engine::Postgres if column.ends_with('#') => format!("(v->>{place})::bigint"),
+            Engine::Postgres => format!("v->>{place}"),
         });
-        text.push_str(self.conflict);
-        text
+        let values = values.collect::<Vec<_>>().join(", ");
+        let lines = match engine {
+            // Without the condition SQLite would read the conflict clause as part of a join.
+            Engine::Sqlite => "json_each($1) WHERE true",
+            Engine::Postgres => "jsonb_array_elements($1::jsonb) AS lines(v)",
+        };
+        let table = self.name;
+        let known = match self.known {
+            Known::Keep => "NOTHING".to_owned(),
+            Known::Add => {
+                let sum = |column| format!("{column} = {table}.{column} + excluded.{column}");
+                format!("UPDATE SET {}", self.rest.split(' ').map(name).map(sum).collect::<Vec<_>>().join(", "))
+            }
+        };
+        format!("INSERT INTO {table} ({names}) SELECT {values} FROM {lines} ON CONFLICT ({key}) DO {known}")
     }
 }
 

@@ -32,19 +32,17 @@ impl Kind {
     }
 }
 
-/// Starts a frame in `buffer`, which is cleared; append the payload, then [`seal`].
-pub fn begin(buffer: &mut Vec<u8>, kind: Kind) {
-    buffer.clear();
-    buffer.extend_from_slice(&[0; FRAME_HEADER]);
-    buffer.push(kind as u8);
-}
-
-/// Writes length and checksum into the frame that [`begin`] started.
-pub fn seal(buffer: &mut [u8]) {
-    let len = (buffer.len() - FRAME_HEADER) as u32;
-    buffer[..4].copy_from_slice(&len.to_le_bytes());
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&buffer[..4]), &buffer[FRAME_HEADER..]);
-    buffer[4..FRAME_HEADER].copy_from_slice(&sum.to_le_bytes());
+/// Appends a frame whose payload is what `payload` appends.
+pub fn append(out: &mut Vec<u8>, kind: Kind, payload: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; FRAME_HEADER]);
+    out.push(kind as u8);
+    payload(out);
+    let frame = &mut out[start..];
+    let len = (frame.len() - FRAME_HEADER) as u32;
+    frame[..4].copy_from_slice(&len.to_le_bytes());
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&frame[..4]), &frame[FRAME_HEADER..]);
+    frame[4..FRAME_HEADER].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// What stands at a place of a segment.
@@ -119,9 +117,7 @@ mod tests {
 
     fn sealed(kind: Kind, payload: &[u8]) -> Vec<u8> {
         let mut buffer = Vec::new();
-        begin(&mut buffer, kind);
-        buffer.extend_from_slice(payload);
-        seal(&mut buffer);
+        append(&mut buffer, kind, |out| out.extend_from_slice(payload));
         buffer
     }
 

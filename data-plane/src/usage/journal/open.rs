@@ -166,7 +166,10 @@ fn recover(dir: &Path, options: &Options, total: &Arc<Total>, lock: File) -> io:
         ordinal: scan.finals,
         open: foldhash::HashMap::default(),
         open_in: Default::default(),
-        buffer: Vec::with_capacity(4096),
+        queue: Vec::with_capacity(4096),
+        queued: Vec::new(),
+        flushes: 0,
+        refused: Vec::new(),
         late: Default::default(),
     };
     close_interrupted(&mut journal, scan.open)?;
@@ -181,9 +184,10 @@ fn close_interrupted(journal: &mut Journal, open: HashMap<[u8; 16], proto::Usage
         // Nobody knows any more whether the caller saw one.
         record.status = 0;
         record.estimated = true;
-        journal.settle(&record).map_err(io::Error::other)?;
+        journal.queue_final(&record);
         journal.spool.total().interrupted.fetch_add(1, Ordering::Relaxed);
     }
+    journal.flush();
     // Finals kept in memory would be forgotten by another crash together with their intents.
     journal.write_late().map_err(io::Error::other)?;
     journal.spool.sync()

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 use shared::proto::Outcome;
 
-use super::folder::{Folder, begun, done, finals, id, inline, number, output};
+use super::folder::{AtOnce, Folder, begun, done, finals, id, inline, number, output};
 use crate::usage::journal::Mark;
 
 /// Writes intents, checkpoints and finals of a few requests, some left open; gives for each length of
@@ -26,11 +26,11 @@ fn story(folder: &Folder) -> Vec<(u64, Vec<u64>, BTreeMap<u64, u64>)> {
         writer.intent(&begun(n)).expect("room");
         open.insert(n, 0);
         note(&settled, &open);
-        writer.checkpoint(&id(n), output(5 + n)).expect("written");
+        writer.checkpoint(&id(n), output(5 + n));
         open.insert(n, 5 + n);
         note(&settled, &open);
         if n != 2 {
-            writer.settle(&done(n)).expect("written");
+            writer.settle(&done(n));
             open.remove(&n);
             settled.push(n);
             note(&settled, &open);
@@ -76,7 +76,7 @@ fn cut_at_every_length() {
 fn flip_every_byte_of_a_middle_segment() {
     let folder = Folder::new();
     let opened = folder.open(&inline(300));
-    (0..20).for_each(|n| _ = opened.writers[0].settle(&done(n)).expect("written"));
+    (0..20).for_each(|n| _ = opened.writers[0].settle(&done(n)));
     let incarnation = opened.spools[0].mark().incarnation;
     drop(opened);
     let place = folder.segments().len() / 2;
@@ -111,7 +111,7 @@ fn flip_every_byte_of_a_middle_segment() {
 fn killed_while_trimming() {
     let folder = Folder::new();
     let opened = folder.open(&inline(300));
-    (0..20).for_each(|n| _ = opened.writers[0].settle(&done(n)).expect("written"));
+    (0..20).for_each(|n| _ = opened.writers[0].settle(&done(n)));
     let mark = Mark { acked: 13, chain: [9; 32], ..opened.spools[0].mark() };
     drop(opened);
     mark.write(&folder.journal()).expect("mark");
@@ -132,7 +132,7 @@ fn killed_while_trimming() {
 fn without_its_mark() {
     let folder = Folder::new();
     let opened = folder.open(&inline(300));
-    (0..9).for_each(|n| _ = opened.writers[0].settle(&done(n)).expect("written"));
+    (0..9).for_each(|n| _ = opened.writers[0].settle(&done(n)));
     let old = opened.spools[0].mark();
     drop(opened);
     fs::write(folder.journal().join("mark"), b"rubbish").expect("write");
@@ -184,11 +184,11 @@ proptest! {
                     next += 1;
                 }
                 Op::Progress(tokens) => if let Some(n) = open.last() {
-                    writer.checkpoint(&id(*n), output(tokens)).expect("written");
+                    writer.checkpoint(&id(*n), output(tokens));
                 },
                 Op::Settle(which) => if !open.is_empty() {
                     let n = open.swap_remove(which % open.len());
-                    writer.settle(&done(n)).expect("written");
+                    writer.settle(&done(n));
                 },
                 Op::Ack(part) => {
                     let spool = &opened.spools[0];
@@ -215,7 +215,7 @@ proptest! {
             }
         }
         let writer = opened.writers[0].clone();
-        open.into_iter().for_each(|n| _ = writer.settle(&done(n)).expect("written"));
+        open.into_iter().for_each(|n| _ = writer.settle(&done(n)));
         let spool = &opened.spools[0];
         reported.extend(finals(spool, spool.mark().acked).iter().map(number));
         reported.sort_unstable();

@@ -4,13 +4,40 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use prost::Message;
 use shared::proto::{self, Outcome};
 use shared::usage::Tokens;
 
-use crate::usage::journal::{Opened, Options, Spool, Tail, open};
+use crate::usage::journal::{Opened, Options, Spool, Tail, Unwritable, Writer, open};
+
+/// Records written one by one.
+pub trait AtOnce {
+    fn intent(&self, record: &proto::UsageRecord) -> Result<(), Unwritable>;
+    /// Gives the final's number.
+    fn settle(&self, record: &proto::UsageRecord) -> u64;
+}
+
+impl AtOnce for Writer {
+    fn intent(&self, record: &proto::UsageRecord) -> Result<(), Unwritable> {
+        self.queue_intent(record)?;
+        let id = record.request_id.as_slice().try_into().expect("16 bytes");
+        let mut written = std::pin::pin!(self.written(id));
+        loop {
+            if let Poll::Ready(written) = written.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return written;
+            }
+        }
+    }
+
+    fn settle(&self, record: &proto::UsageRecord) -> u64 {
+        self.queue_final(record);
+        self.flush();
+        self.finals()
+    }
+}
 
 /// Removed when dropped.
 pub struct Folder(PathBuf);
