@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use providers::{Dialect, Usage};
 use router::price::Priced;
 use router::{Attempts, Now, Plan, Slot};
@@ -75,6 +76,8 @@ pub struct Asked<'a> {
     pub prompt_tokens: u64,
     /// The caller's trace.
     pub trace: Option<Trace>,
+    /// See [`Exchange::spare`].
+    pub spare: HeaderMap,
 }
 
 /// The state of one admitted request.
@@ -89,6 +92,9 @@ pub struct Exchange {
     pub arrival: Arrival,
     /// Own estimate of the prompt's tokens.
     pub prompt_tokens: u64,
+    /// The memory of a map that is empty: the caller's head becomes the provider's, and the provider's
+    /// answer's becomes ours.
+    pub spare: HeaderMap,
     key: Arc<ApiKey>,
     endpoint: &'static str,
     model: String,
@@ -96,17 +102,18 @@ pub struct Exchange {
     stream: bool,
     meter: Option<Meter>,
     trail: Vec<Attempt>,
-    trace: Option<Trace>,
+    /// The caller's trace.
+    pub trace: Option<Trace>,
     first_byte_us: u64,
     _in_flight: InFlight,
 }
 
 impl Exchange {
-    /// Writes the intent; `now` is the time of deciding.
+    /// Queues the intent; `now` is the time of deciding. To be followed by [`Exchange::begun`].
     ///
     /// # Errors
     /// When usage cannot be written down: the request must be refused.
-    pub async fn begin(
+    pub fn begin(
         worker: &Arc<Worker>,
         plan: Plan,
         asked: Asked<'_>,
@@ -119,6 +126,7 @@ impl Exchange {
             plan,
             arrival: asked.arrival,
             prompt_tokens: asked.prompt_tokens,
+            spare: asked.spare,
             key: asked.key.clone(),
             endpoint: asked.endpoint,
             model: asked.model.to_owned(),
@@ -139,23 +147,22 @@ impl Exchange {
             }
         })?;
         exchange.meter = Some(meter);
-        if let Err(error) = exchange.written().await {
-            // Not begun, so there is nothing to settle.
-            exchange.meter = None;
-            return Err(error);
-        }
         Ok(exchange)
     }
 
-    /// Both clocks, by reading one.
-    pub fn now(&self) -> Now {
-        self.arrival.now()
+    /// Waits until the intent is written.
+    ///
+    /// # Errors
+    /// When it cannot be: the request must be refused, and is not metered.
+    pub async fn begun(&mut self) -> Result<(), Unwritable> {
+        self.written().await.inspect_err(|_| self.meter = None)
     }
 
-    /// An attempt begins at `slot`.
-    pub fn attempt_begins(&mut self, slot: Slot, now: Now) {
+    /// An attempt begins at `slot`, at the monotonic time `at`.
+    pub fn attempt_begins(&mut self, slot: Slot, at: Duration) {
+        let now = self.arrival.clocks_at(at);
         self.attempts.begin(&self.plan, slot, &mut self.worker.fleet(), now);
-        self.trail.push(Attempt { slot, began: clock::monotonic(), ended: None, status: 0, failure: None });
+        self.trail.push(Attempt { slot, began: at, ended: None, status: 0, failure: None });
     }
 
     /// The attempt failed, before or after the commit point.

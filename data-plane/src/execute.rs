@@ -4,12 +4,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use hyper::body::Incoming;
 use providers::dialect::Carries;
 use providers::openai_chat::stream::{End, Tap};
 use providers::{Dialect, Endpoint, Head, Quirks, Usage};
 use router::{Access, Candidate, Next, Slot};
+use runtime::clock;
 use shared::failure::{Deadline, Failure, FailureKind};
 use shared::snapshot::Credential;
 use tokio::time::{Instant, timeout_at};
@@ -28,8 +30,6 @@ pub struct Job<'a> {
     pub head: &'a Head<'a>,
     /// The caller's bytes.
     pub body: &'a Bytes,
-    /// The caller's trace.
-    pub trace: Option<&'a Trace>,
 }
 
 /// A good answer.
@@ -42,7 +42,7 @@ pub enum Answered {
         usage: Usage,
     },
     /// Its beginning.
-    Stream(Source),
+    Stream(Box<Source>),
 }
 
 /// A stream whose first event is there.
@@ -76,26 +76,27 @@ impl From<Failure> for Failed {
 }
 
 /// Tries until there is an answer or nothing left to try.
-pub async fn run(exchange: &mut Exchange, job: &Job<'_>) -> Result<Answered, Failed> {
-    let spent = runtime::clock::monotonic().saturating_sub(exchange.arrival.at);
-    let until = Instant::now() + Duration::from_millis(exchange.plan.limits.total_ms).saturating_sub(spent);
+pub async fn run(exchange: &mut Exchange, job: &Job<'_>) -> Result<Answered, Box<Failed>> {
+    let until =
+        Instant::from_std(clock::instant(exchange.arrival.at)) + Duration::from_millis(exchange.plan.limits.total_ms);
     let mut last: Option<Failed> = None;
     loop {
-        let (seed, now) = (runtime::random::seed(), exchange.now());
-        let next = exchange.attempts.step(&exchange.plan, &mut exchange.worker.fleet(), now, seed);
+        let (seed, now) = (runtime::random::seed(), clock::monotonic());
+        let clocks = exchange.arrival.clocks_at(now);
+        let next = exchange.attempts.step(&exchange.plan, &mut exchange.worker.fleet(), clocks, seed);
         let (slot, now) = match next {
             Next::Try(slot) => (slot, now),
             Next::Wait { ms, slot } => {
                 tokio::time::sleep(Duration::from_millis(ms)).await;
-                (slot, exchange.now())
+                (slot, clock::monotonic())
             }
             Next::Stop(stop) => {
                 tracing::debug!(request = %exchange.arrival.id, stop = stop.code(), "no further attempt");
-                return Err(last.unwrap_or_else(|| nothing_tried().into()));
+                return Err(Box::new(last.unwrap_or_else(|| nothing_tried().into())));
             }
         };
         exchange.attempt_begins(slot, now);
-        match attempt(exchange, job, slot, until).await {
+        match attempt(exchange, job, slot, Instant::from_std(clock::instant(now)), until).await {
             Ok(answered) => {
                 exchange.attempt_answered();
                 return Ok(answered);
@@ -116,31 +117,42 @@ fn nothing_tried() -> Failure {
     Failure::new(FailureKind::Overloaded, "no provider of the model can be reached now")
 }
 
-async fn attempt(exchange: &Exchange, job: &Job<'_>, slot: Slot, until: Instant) -> Result<Answered, Failed> {
+async fn attempt(
+    exchange: &mut Exchange,
+    job: &Job<'_>,
+    slot: Slot,
+    now: Instant,
+    until: Instant,
+) -> Result<Answered, Failed> {
+    let spare = std::mem::take(&mut exchange.spare);
     let Some((candidate, access)) = exchange.plan.at(slot) else { return Err(nothing_tried().into()) };
     let worker = &exchange.worker;
     let quirks = Quirks::from_names(candidate.provider.vendor.quirks.iter().map(|q| &**q));
-    let deadlines = deadlines(candidate, &worker.node.limits.call, until);
+    let deadlines = deadlines(candidate, &worker.node.limits.call, now, until);
     let outgoing = job.head.outgoing(job.body, &candidate.offering.upstream_model, quirks);
     let usage_added = outgoing.usage_added;
-    let request = request(candidate, access, job, SliceBody::new(outgoing.slices, outgoing.len))?;
-    let reply = worker.upstream.call(candidate.base_url(), request, &deadlines).await?;
+    let body = SliceBody::new(outgoing.slices, outgoing.len);
+    let request = request(candidate, access, job, body, exchange.trace.as_ref(), spare)?;
+    let mut reply = worker.upstream.call(candidate.base_url(), request, &deadlines).await?;
     let secret = access.credential.as_deref().and_then(Credential::secret);
     if reply.response.status() != http::StatusCode::OK {
         return Err(Box::pin(refused(job.dialect, reply, secret, deadlines.total)).await);
     }
-    match (job.dialect.carries(reply.response.headers()), job.head.stream) {
+    let carries = job.dialect.carries(reply.response.headers());
+    let prompt_tokens = exchange.prompt_tokens;
+    match (carries, job.head.stream) {
         (Carries::Json, false) => {
+            exchange.spare = emptied(reply.response.headers_mut());
             let body = upstream::read_whole(reply.response.into_body(), worker.node.limits.reply_bytes, until).await?;
             reply.connection.keep();
-            let facts = job.dialect.read_reply(job.endpoint, &body, quirks, exchange.prompt_tokens)?;
+            let facts = job.dialect.read_reply(job.endpoint, &body, quirks, prompt_tokens)?;
             Ok(Answered::Whole { body, usage: facts.usage })
         }
         (Carries::Events, true) => {
+            exchange.spare = emptied(reply.response.headers_mut());
             let tap = job.dialect.tap(quirks, usage_added, job.head.choices);
             let idle = call_deadline(candidate.provider.timeouts.idle_ms, worker.node.limits.call.idle);
-            let first = until.min(Instant::now() + deadlines.first_token);
-            begin_stream(reply, tap, idle, first, until).await
+            begin_stream(reply, tap, idle, until).await
         }
         (Carries::Events, false) => Err(not_asked("a stream, which was not asked for").into()),
         (Carries::Json, true) => Err(not_asked("one body, where a stream was asked for").into()),
@@ -148,35 +160,36 @@ async fn attempt(exchange: &Exchange, job: &Job<'_>, slot: Slot, until: Instant)
     }
 }
 
+/// Takes a map that is not needed any more, for its memory.
+fn emptied(headers: &mut HeaderMap) -> HeaderMap {
+    headers.clear();
+    std::mem::take(headers)
+}
+
 fn not_asked(what: &str) -> Failure {
     Failure::new(FailureKind::BadReply, format!("the provider answered with {what}"))
 }
 
 /// Waits for the first event: until then another provider may still be asked.
-async fn begin_stream(
-    reply: Reply,
-    mut tap: Tap,
-    idle: Duration,
-    first: Instant,
-    until: Instant,
-) -> Result<Answered, Failed> {
+async fn begin_stream(reply: Reply, mut tap: Tap, idle: Duration, until: Instant) -> Result<Answered, Failed> {
     let mut body = reply.response.into_body();
     let mut ready = Vec::new();
     while ready.is_empty() {
-        match timeout_at(first, upstream::next_data(&mut body)).await {
+        match timeout_at(reply.first_token_by, upstream::next_data(&mut body)).await {
             Ok(Some(Ok(chunk))) => tap.feed(chunk, &mut ready)?,
             Ok(Some(Err(error))) => return Err(upstream::broken(&error).into()),
             Ok(None) => match tap.finish(true, &mut ready)? {
                 End::Completed if !ready.is_empty() => {
                     let source = Source { ready, tap, body: None, connection: reply.connection, idle, until };
-                    return Ok(Answered::Stream(source));
+                    return Ok(Answered::Stream(Box::new(source)));
                 }
                 End::Completed | End::Cut => return Err(not_asked("an empty stream").into()),
             },
             Err(_) => return Err(upstream::too_late(Deadline::FirstToken).into()),
         }
     }
-    Ok(Answered::Stream(Source { ready, tap, body: Some(body), connection: reply.connection, idle, until }))
+    let source = Source { ready, tap, body: Some(body), connection: reply.connection, idle, until };
+    Ok(Answered::Stream(Box::new(source)))
 }
 
 /// An answer that is no success.
@@ -192,15 +205,16 @@ async fn refused(dialect: Dialect, reply: Reply, secret: Option<&[u8]>, until: I
         }
         Err(_) => Bytes::new(),
     };
-    let now_ms = u64::try_from(runtime::clock::now_ms()).unwrap_or(0);
+    let now_ms = u64::try_from(clock::now_ms()).unwrap_or(0);
     let failure = dialect.classify(parts.status.as_u16(), &parts.headers, &body, secret, now_ms);
     let forward = dialect.may_forward(&failure, &body, secret).then_some(body);
     Failed { failure, forward }
 }
 
-fn deadlines(candidate: &Candidate, defaults: &Defaults, total: Instant) -> CallDeadlines {
+fn deadlines(candidate: &Candidate, defaults: &Defaults, now: Instant, total: Instant) -> CallDeadlines {
     let own = &candidate.provider.timeouts;
     CallDeadlines {
+        now,
         connect: call_deadline(own.connect_ms, defaults.connect),
         first_token: call_deadline(own.first_token_ms, defaults.first_token),
         total,
@@ -222,17 +236,19 @@ pub struct Defaults {
     pub idle: Duration,
 }
 
-/// Built from typed parts only: nothing of the caller's head is copied but its trace.
+/// Built from typed parts only: nothing of the caller's head is copied but its trace. `headers` is
+/// empty.
 fn request(
     candidate: &Candidate,
     access: &Access,
     job: &Job<'_>,
     body: SliceBody,
+    trace: Option<&Trace>,
+    mut headers: HeaderMap,
 ) -> Result<Request<SliceBody>, Failure> {
     let url = candidate.base_url();
     let vendor = &candidate.provider.vendor;
     let path = vendor.endpoints.get(job.endpoint.name()).map(|path| &**path).unwrap_or_default();
-    let mut headers = HeaderMap::with_capacity(12);
     let bad = |what: &str| Failure::new(FailureKind::Connect, format!("the provider's {what} cannot be sent"));
     headers.insert(header::HOST, url.host.clone());
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -243,13 +259,13 @@ fn request(
     if let Some(value) = access.credential.as_deref().and_then(|c| c.header.clone()) {
         headers.insert(HeaderName::clone(&vendor.auth_header), value);
     }
-    if let Some(trace) = &job.trace {
+    if let Some(trace) = trace {
         trace.forward(&mut headers);
     }
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
-    let target = if url.path.is_empty() { path.to_owned() } else { format!("{}{path}", url.path) };
-    *request.uri_mut() = target.parse().map_err(|_| bad("path"))?;
+    let target = Bytes::from([&*url.path, path].concat());
+    *request.uri_mut() = PathAndQuery::from_maybe_shared(target).map_err(|_| bad("path"))?.into();
     *request.headers_mut() = headers;
     Ok(request)
 }

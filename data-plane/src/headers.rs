@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use shared::ids::RequestId;
 use shared::money::Nanos;
@@ -22,11 +23,14 @@ const ORCA_FALLBACK_MODEL: HeaderName = HeaderName::from_static("x-orca-fallback
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// What every answer carries.
+/// What every answer carries, unless it is there.
 pub fn identify(headers: &mut HeaderMap, id: &RequestId) {
-    let mut text = String::with_capacity(40);
-    id.push_to(&mut text);
-    insert(headers, X_REQUEST_ID, &text);
+    headers.entry(X_REQUEST_ID).or_insert_with(|| {
+        let mut text = String::with_capacity(40);
+        id.push_to(&mut text);
+        // Letters, digits and an underscore.
+        HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static(""))
+    });
 }
 
 /// Asks the caller to open another connection for its next request.
@@ -34,43 +38,77 @@ pub fn close(headers: &mut HeaderMap) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
-/// For a JSON body.
-pub fn json() -> HeaderMap {
-    with_content_type("application/json")
+/// For a JSON body, into an empty map.
+pub fn json(mut headers: HeaderMap) -> HeaderMap {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers
 }
 
-/// For a stream; tells proxies in between not to hold it back.
-pub fn event_stream() -> HeaderMap {
-    let mut headers = with_content_type("text/event-stream; charset=utf-8");
+/// For a stream, into an empty map; tells proxies in between not to hold it back.
+pub fn event_stream(mut headers: HeaderMap) -> HeaderMap {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     headers
 }
 
-/// Which way a request went.
-pub fn routed(headers: &mut HeaderMap, exchange: &Exchange) {
-    headers.insert(REVISION, HeaderValue::from(exchange.plan.revision));
+/// Which request it was, which way it went, and what it cost when that is known already.
+pub fn routed(headers: &mut HeaderMap, exchange: &Exchange, cost: Option<Nanos>) {
+    let mut texts = Texts::default();
+    texts.add(X_REQUEST_ID, |text| exchange.arrival.id.push_to(text));
+    texts.add(REVISION, |text| _ = write!(text, "{}", exchange.plan.revision));
+    texts.add(REASON, |text| _ = write!(text, "{}", exchange.plan.reason));
+    if let Some(cost) = cost {
+        texts.add(COST_USD, |text| _ = write!(text, "{cost}"));
+    }
     headers.insert(ATTEMPTS, small(exchange.attempts.count()));
-    insert(headers, REASON, &exchange.plan.reason.text());
-    let Some((candidate, _)) = exchange.last_slot().and_then(|slot| exchange.plan.at(slot)) else { return };
-    headers.insert(FALLBACK_LEVEL, small(candidate.level));
-    insert(headers, PROVIDER, &candidate.provider.slug);
-    let Ok(name) = HeaderValue::from_str(&candidate.name) else { return };
-    headers.insert(RESOLVED_MODEL, name.clone());
-    if exchange.worker.node.orca_headers {
-        headers.insert(ORCA_RESOLVED_MODEL, name.clone());
+    let tried = exchange.last_slot().and_then(|slot| exchange.plan.at(slot));
+    if let Some((candidate, _)) = tried {
+        texts.add(PROVIDER, |text| text.push_str(&candidate.provider.slug));
+        texts.add(RESOLVED_MODEL, |text| text.push_str(&candidate.name));
+        headers.insert(FALLBACK_LEVEL, small(candidate.level));
+    }
+    texts.insert_into(headers);
+    if let Some((candidate, _)) = tried
+        && exchange.worker.node.orca_headers
+        && let Some(name) = headers.get(RESOLVED_MODEL).cloned()
+    {
         headers.insert(ORCA_FALLBACK_LEVEL, small(candidate.level));
         if candidate.level > 0 {
-            headers.insert(ORCA_FALLBACK_MODEL, name);
+            headers.insert(ORCA_FALLBACK_MODEL, name.clone());
         }
+        headers.insert(ORCA_RESOLVED_MODEL, name);
     }
 }
 
-/// What a whole answer cost.
-pub fn cost(headers: &mut HeaderMap, cost: Nanos) {
-    let mut text = String::with_capacity(32);
-    if write!(text, "{cost}").is_ok() {
-        insert(headers, COST_USD, &text);
+/// Values of headers, one behind the other in one piece of memory.
+struct Texts {
+    text: String,
+    ends: Vec<(HeaderName, usize)>,
+}
+
+impl Default for Texts {
+    fn default() -> Self {
+        Self { text: String::with_capacity(256), ends: Vec::with_capacity(6) }
+    }
+}
+
+impl Texts {
+    fn add(&mut self, name: HeaderName, write: impl FnOnce(&mut String)) {
+        write(&mut self.text);
+        self.ends.push((name, self.text.len()));
+    }
+
+    /// Names come from the snapshot and are not all header text: what does not fit is left out.
+    fn insert_into(self, headers: &mut HeaderMap) {
+        let text = Bytes::from(self.text);
+        let mut start = 0;
+        for (name, end) in self.ends {
+            if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(start..end)) {
+                headers.insert(name, value);
+            }
+            start = end;
+        }
     }
 }
 
@@ -117,24 +155,11 @@ impl Trace {
     }
 }
 
-fn with_content_type(value: &'static str) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(16);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
-    headers
-}
-
 /// Attempts and levels are mostly one digit, which takes no memory of its own.
 fn small(number: u32) -> HeaderValue {
     const DIGITS: [&str; 4] = ["0", "1", "2", "3"];
     let digit = usize::try_from(number).ok().and_then(|n| DIGITS.get(n).copied());
     digit.map_or_else(|| HeaderValue::from(number), HeaderValue::from_static)
-}
-
-/// Names come from the snapshot and are not all header text: what does not fit is left out.
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
-    }
 }
 
 #[cfg(test)]

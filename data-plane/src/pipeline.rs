@@ -16,9 +16,9 @@ use shared::proto::Outcome;
 use shared::snapshot::{ApiKey, Snapshot, Workspace};
 
 use crate::client_io::{Activity, InRequest};
-use crate::drain::Phase;
+use crate::drain::{InFlight, Phase};
 use crate::exchange::{Arrival, Asked, Exchange};
-use crate::execute::{self, Answered};
+use crate::execute::{self, Answered, Failed};
 use crate::headers;
 use crate::identify::identify;
 use crate::ingress::{self, Problem, Route, models, read};
@@ -95,7 +95,7 @@ async fn answer(
     let route = ingress::route(&request)?;
     if route == Route::Root {
         let body = Bytes::from_static(b"{\"service\":\"pointsman\"}");
-        return Ok(Reply::Whole { status: StatusCode::OK, headers: headers::json(), body });
+        return Ok(Reply::Whole { status: StatusCode::OK, headers: headers::json(HeaderMap::new()), body });
     }
     if !worker.node.store.is_ready() {
         return Err(Problem::no_snapshot().into());
@@ -111,7 +111,8 @@ async fn answer(
     match route {
         Route::Call(endpoint) => {
             let caller = Caller { key: &key, workspace: &workspace, peer };
-            Box::pin(call(worker, &snapshot, caller, arrival, endpoint, request)).await
+            let (parts, body) = request.into_parts();
+            Box::pin(call(worker, &snapshot, caller, arrival, endpoint, parts.headers, body)).await
         }
         Route::ListModels | Route::Root => Ok(json(models::list(&workspace, &key, now))),
         Route::GetModel => {
@@ -134,24 +135,57 @@ async fn call(
     caller: Caller<'_>,
     arrival: Arrival,
     endpoint: Endpoint,
-    request: Request<Incoming>,
+    headers: HeaderMap,
+    body: Incoming,
 ) -> Result<Reply, Refused> {
     if worker.node.drain.in_flight() >= worker.node.limits.requests_in_flight {
         return Err(Problem::too_busy().into());
     }
     // From here on it holds memory and time: bodies that are being read count too.
     let in_flight = worker.node.drain.enter();
-    let (parts, body) = request.into_parts();
-    read::check_headers(&parts.headers, body.size_hint().exact(), &worker.node.limits.body)?;
+    read::check_headers(&headers, body.size_hint().exact(), &worker.node.limits.body)?;
     let body = read::whole(body, &worker.node.limits.body).await?;
     let head = DIALECT.read_request(endpoint, &body)?;
-    let facts = facts(&caller, endpoint, &head, worker.node.limits.total_ms);
+    let mut exchange = decide(worker, snapshot, &caller, arrival, endpoint, &head, headers, in_flight)?;
+    exchange.begun().await.map_err(Problem::unwritable)?;
+    let job = execute::Job { dialect: DIALECT, endpoint, head: &head, body: &body };
+    match Box::pin(execute::run(&mut exchange, &job)).await {
+        Ok(Answered::Whole { body, usage }) => {
+            let cost = exchange.settle_together(Outcome::Completed, 200, "", Some(&usage)).await;
+            let mut headers = headers::json(std::mem::take(&mut exchange.spare));
+            headers::routed(&mut headers, &exchange, cost);
+            Ok(Reply::Whole { status: StatusCode::OK, headers, body })
+        }
+        Ok(Answered::Stream(source)) => {
+            let mut headers = headers::event_stream(std::mem::take(&mut exchange.spare));
+            headers::routed(&mut headers, &exchange, None);
+            exchange.commit();
+            Ok(Reply::Stream { headers, relay: Box::new(Relay::new(exchange, *source, DIALECT)) })
+        }
+        Err(failed) => Err(refuse(exchange, *failed)),
+    }
+}
+
+/// Routes a request that is read, and begins it when there is somewhere to go.
+#[expect(clippy::too_many_arguments, reason = "all that is known of a request; each is used once")]
+fn decide(
+    worker: &Arc<Worker>,
+    snapshot: &Snapshot,
+    caller: &Caller<'_>,
+    arrival: Arrival,
+    endpoint: Endpoint,
+    head: &Head<'_>,
+    mut headers: HeaderMap,
+    in_flight: InFlight,
+) -> Result<Box<Exchange>, Refused> {
+    let facts = facts(caller, endpoint, head, worker.node.limits.total_ms);
     let now = arrival.now();
-    let decision = router::plan(snapshot, &facts, &worker.fleet(), now, runtime::random::seed());
-    let plan = match decision {
+    let plan = match router::plan(snapshot, &facts, &worker.fleet(), now, runtime::random::seed()) {
         Decision::Plan(plan) => plan,
         Decision::Refusal(refusal) => return Err(refusal.into()),
     };
+    let trace = headers::trace(&headers);
+    headers.clear();
     let asked = Asked {
         arrival,
         key: caller.key,
@@ -160,38 +194,22 @@ async fn call(
         identity: head.user.as_deref().unwrap_or_default(),
         stream: head.stream,
         prompt_tokens: head.prompt_tokens_estimate,
-        trace: headers::trace(&parts.headers),
+        trace,
+        spare: headers,
     };
-    let trace = asked.trace.clone();
-    let mut exchange = Exchange::begin(worker, plan, asked, now, in_flight).await.map_err(Problem::unwritable)?;
-    let job = execute::Job { dialect: DIALECT, endpoint, head: &head, body: &body, trace: trace.as_ref() };
-    match Box::pin(execute::run(&mut exchange, &job)).await {
-        Ok(Answered::Whole { body, usage }) => {
-            let cost = exchange.settle_together(Outcome::Completed, 200, "", Some(&usage)).await;
-            let mut headers = headers::json();
-            headers::routed(&mut headers, &exchange);
-            if let Some(cost) = cost {
-                headers::cost(&mut headers, cost);
-            }
-            Ok(Reply::Whole { status: StatusCode::OK, headers, body })
-        }
-        Ok(Answered::Stream(source)) => {
-            let mut headers = headers::event_stream();
-            headers::routed(&mut headers, &exchange);
-            exchange.commit();
-            Ok(Reply::Stream { headers, relay: Box::new(Relay::new(exchange, source, DIALECT)) })
-        }
-        Err(failed) => {
-            let mut problem = Problem::from(&failed.failure);
-            if failed.forward.is_some() {
-                problem.body = failed.forward;
-            }
-            exchange.settle(Outcome::Failed, problem.status.as_u16(), problem.code, None);
-            let mut headers = HeaderMap::new();
-            headers::routed(&mut headers, &exchange);
-            Err(Refused { problem, headers })
-        }
+    Ok(Exchange::begin(worker, plan, asked, now, in_flight).map_err(Problem::unwritable)?)
+}
+
+/// Nothing more is tried.
+fn refuse(mut exchange: Box<Exchange>, failed: Failed) -> Refused {
+    let mut problem = Problem::from(&failed.failure);
+    if failed.forward.is_some() {
+        problem.body = failed.forward;
     }
+    exchange.settle(Outcome::Failed, problem.status.as_u16(), problem.code, None);
+    let mut headers = HeaderMap::new();
+    headers::routed(&mut headers, &exchange, None);
+    Refused { problem, headers }
 }
 
 fn facts<'a>(caller: &'a Caller<'a>, endpoint: Endpoint, head: &'a Head<'a>, total_ms: u64) -> Facts<'a> {
@@ -217,7 +235,7 @@ fn facts<'a>(caller: &'a Caller<'a>, endpoint: Endpoint, head: &'a Head<'a>, tot
 }
 
 fn json(body: Bytes) -> Reply {
-    Reply::Whole { status: StatusCode::OK, headers: headers::json(), body }
+    Reply::Whole { status: StatusCode::OK, headers: headers::json(HeaderMap::new()), body }
 }
 
 fn whole(status: StatusCode, headers: HeaderMap, body: Bytes, running: InRequest) -> Response<ReplyBody> {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::HashMap;
+use futures_util::FutureExt;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -41,6 +42,8 @@ pub struct PoolLimits {
 /// Until when each part of a call must have happened.
 #[derive(Debug, Clone, Copy)]
 pub struct CallDeadlines {
+    /// When the call begins.
+    pub now: Instant,
     /// TCP and TLS.
     pub connect: Duration,
     /// From sending to the head of the answer, and its first bytes.
@@ -61,7 +64,8 @@ type Pool = HashMap<Arc<str>, Vec<Idle>>;
 
 struct Idle {
     sender: SendRequest<SliceBody>,
-    since: Instant,
+    /// When [`Upstream::prune`] first saw it idle.
+    since: Option<Instant>,
 }
 
 /// The head of an answer. Its connection goes back to the pool when the body was read to its end,
@@ -71,6 +75,8 @@ pub struct Reply {
     pub response: Response<Incoming>,
     /// Give it back with [`Returning::keep`] once the body ended.
     pub connection: Returning,
+    /// Until when its first event must be there.
+    pub first_token_by: Instant,
 }
 
 /// A connection that is in use.
@@ -89,7 +95,7 @@ impl Returning {
             return;
         }
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = Instant::now();
+        let since = None;
         match pool.get_mut(&self.origin) {
             Some(idle) if idle.len() < self.limits.idle_per_host => idle.push(Idle { sender, since }),
             Some(_) => {}
@@ -120,13 +126,17 @@ impl Upstream {
                 // Rare and large: boxed, so that every other request's future stays small.
                 None => (Box::pin(self.connect(to, deadlines)).await?, true),
             };
-            let until = deadlines.total.min(Instant::now() + deadlines.first_token);
+            let now = if fresh { Instant::now() } else { deadlines.now };
+            let until = deadlines.total.min(now + deadlines.first_token);
             let sent = match timeout_at(until, sender.try_send_request(request)).await {
                 Ok(sent) => sent,
                 Err(_) => return Err(late(until == deadlines.total, Deadline::FirstToken)),
             };
             match sent {
-                Ok(response) => return Ok(Reply { response, connection: self.returning(sender, to.origin.clone()) }),
+                Ok(response) => {
+                    let connection = self.returning(sender, to.origin.clone());
+                    return Ok(Reply { response, connection, first_token_by: until });
+                }
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) if !fresh => request = unsent,
                     Some(_) | None => return Err(broken(failed.error())),
@@ -138,8 +148,9 @@ impl Upstream {
     /// Closes connections that were idle for too long.
     pub fn prune(&self) {
         let mut pool = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
         pool.retain(|_, idle| {
-            idle.retain(|i| !i.sender.is_closed() && i.since.elapsed() < self.limits.idle_for);
+            idle.retain_mut(|i| !i.sender.is_closed() && now - *i.since.get_or_insert(now) < self.limits.idle_for);
             !idle.is_empty()
         });
     }
@@ -201,14 +212,20 @@ pub async fn read_whole(body: Incoming, limit: usize, until: Instant) -> Result<
     let too_large =
         |TooLarge| Failure::new(FailureKind::BadReply, format!("the provider's answer is larger than {limit} bytes"));
     let mut gather = Gather::new(limit, http_body::Body::size_hint(&body).lower()).map_err(too_large)?;
-    loop {
-        match timeout_at(until, next_data(&mut body)).await {
+    while !http_body::Body::is_end_stream(&body) {
+        // Mostly it came with the head, and no timer need be set.
+        let next = match next_data(&mut body).now_or_never() {
+            Some(next) => Ok(next),
+            None => timeout_at(until, next_data(&mut body)).await,
+        };
+        match next {
             Ok(Some(Ok(piece))) => gather.push(piece).map_err(too_large)?,
             Ok(Some(Err(error))) => return Err(broken(&error)),
-            Ok(None) => return Ok(gather.finish()),
+            Ok(None) => break,
             Err(_) => return Err(late(false, Deadline::Total)),
         }
     }
+    Ok(gather.finish())
 }
 
 /// The next data frame; trailers are skipped.

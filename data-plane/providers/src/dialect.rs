@@ -122,12 +122,14 @@ impl Dialect {
     pub fn carries(self, headers: &HeaderMap) -> Carries {
         let Some(value) = headers.get(http::header::CONTENT_TYPE) else { return Carries::Json };
         let value = value.as_bytes();
-        let media = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
-        match media.as_slice() {
-            b"text/event-stream" => Carries::Events,
-            b"application/json" => Carries::Json,
-            other if other.ends_with(b"+json") => Carries::Json,
-            _ => Carries::Foreign,
+        let media = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+        let suffix = media.get(media.len().saturating_sub(5)..).unwrap_or_default();
+        if media.eq_ignore_ascii_case(b"text/event-stream") {
+            Carries::Events
+        } else if media.eq_ignore_ascii_case(b"application/json") || suffix.eq_ignore_ascii_case(b"+json") {
+            Carries::Json
+        } else {
+            Carries::Foreign
         }
     }
 }

@@ -11,7 +11,6 @@
 mod nothing_left;
 mod pool;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -142,20 +141,16 @@ pub enum Reason {
     InlineModels,
 }
 
-impl Reason {
-    /// As the header says it.
-    pub fn text(&self) -> Cow<'static, str> {
-        match self {
-            Self::Model(name) => ["model:", name].concat().into(),
-            Self::Alias(name) => ["alias:", name].concat().into(),
-            Self::InlineModels => "inline:models".into(),
-        }
-    }
-}
-
+/// As the header says it.
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text())
+        let (kind, name) = match self {
+            Self::Model(name) => ("model:", &**name),
+            Self::Alias(name) => ("alias:", &**name),
+            Self::InlineModels => ("inline:", "models"),
+        };
+        f.write_str(kind)?;
+        f.write_str(name)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode, header};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout_at};
@@ -45,10 +46,18 @@ pub fn check_headers(headers: &HeaderMap, declared: Option<u64>, limits: &BodyLi
 pub async fn whole(body: Incoming, limits: &BodyLimits) -> Result<Bytes, Problem> {
     let mut body = body;
     let mut gather = Gather::new(limits.size, body.size_hint().lower()).map_err(|TooLarge| too_large(limits))?;
-    let deadline = Instant::now() + limits.total;
+    let mut deadline = None;
     while !body.is_end_stream() {
-        let until = deadline.min(Instant::now() + limits.idle);
-        match timeout_at(until, next_data(&mut body)).await {
+        // Mostly it came with the head, and no clock need be read.
+        let next = match next_data(&mut body).now_or_never() {
+            Some(next) => Ok(next),
+            None => {
+                let now = Instant::now();
+                let until = *deadline.get_or_insert(now + limits.total);
+                timeout_at(until.min(now + limits.idle), next_data(&mut body)).await
+            }
+        };
+        match next {
             Ok(Some(Ok(piece))) => gather.push(piece).map_err(|TooLarge| too_large(limits))?,
             // Broken chunking, or the caller left: nobody may read this.
             Ok(Some(Err(_))) => return Err(Problem::bad_http("The request body could not be read.")),

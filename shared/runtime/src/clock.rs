@@ -12,8 +12,17 @@ pub fn now_ms() -> i64 {
 
 /// Time since the first call in this process. Never goes back; runs on while the process is stopped.
 pub fn monotonic() -> Duration {
+    start().elapsed()
+}
+
+/// When [`monotonic`] showed, or shows, `at`.
+pub fn instant(at: Duration) -> Instant {
+    start() + at
+}
+
+fn start() -> Instant {
     static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed()
+    *START.get_or_init(Instant::now)
 }
 
 /// [`monotonic`] in whole milliseconds.
@@ -31,5 +40,6 @@ mod tests {
         assert!((1_577_836_800_000..4_102_444_800_000).contains(&now_ms()));
         let earlier = monotonic();
         assert!(monotonic() >= earlier);
+        assert!(instant(earlier) <= Instant::now() && instant(earlier).elapsed() < Duration::from_secs(60));
     }
 }
