@@ -119,6 +119,7 @@ const MIGRATIONS: &[(i64, &str, &str, &str, &str)] = &[
         include_str!("../migrations/0002_ledger.postgres.sql"),
     ),
     (3, "fleet", include_str!("../migrations/0003_fleet.sql"), "", ""),
+    (4, "replicas", include_str!("../migrations/0004_replicas.sql"), "", ""),
 ];
 
 fn migrator(engine: Engine) -> Migrator {
@@ -131,7 +132,10 @@ fn migrator(engine: Engine) -> Migrator {
         let sql: SqlStr = sqlx::AssertSqlSafe(format!("{both}\n{own}")).into_sql_str();
         Migration::new(*version, Cow::Borrowed(*name), MigrationType::Simple, sql, false)
     });
-    Migrator::with_migrations(migrations.collect())
+    let mut migrator = Migrator::with_migrations(migrations.collect());
+    // A newer replica may have migrated already; what it added is not in the way of this one.
+    migrator.set_ignore_missing(true);
+    migrator
 }
 
 #[cfg(test)]

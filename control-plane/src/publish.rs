@@ -2,7 +2,8 @@
 //! stream per node, acknowledged, and shown.
 //!
 //! Who may connect and how is [`authority`] and [`listener`]; what a node is sent is [`session`]; what
-//! there is to send is [`compile_task`] and [`published`]; who runs what is [`fleet`].
+//! there is to send is [`compile_task`] and [`published`]; who runs what is [`fleet`], here and at other
+//! [`replicas`].
 
 pub mod api;
 pub mod authority;
@@ -12,6 +13,7 @@ pub mod listener;
 mod metrics;
 mod outbox;
 pub mod published;
+pub mod replicas;
 pub mod server;
 pub mod session;
 #[cfg(test)]
@@ -34,6 +36,7 @@ use compile_task::ScopeStatus;
 use fleet::Fleet;
 use metrics::Meters;
 use published::{Board, ScopeName};
+use replicas::Replicas;
 use server::Distribution;
 
 /// Requests for a new revision that may wait; more are dropped, they are repeated anyway.
@@ -46,6 +49,8 @@ pub struct Publish {
     pub board: Arc<Board>,
     /// Who runs what.
     pub fleet: Fleet,
+    /// This process among its replicas.
+    pub replicas: Replicas,
     pub(crate) meters: Meters,
     status: RwLock<HashMap<ScopeName, ScopeStatus>>,
     anew: mpsc::Sender<(ScopeName, u64)>,
@@ -67,6 +72,7 @@ impl Publish {
         Self {
             board: Arc::default(),
             fleet: Fleet::default(),
+            replicas: Replicas::default(),
             meters: Meters::new(metrics),
             status: RwLock::default(),
             anew,
@@ -138,6 +144,7 @@ pub async fn start(app: &App) -> Result<(), authority::AuthorityError> {
     let asked = app.publish.asked_anew.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(asked) = asked {
         compile_task::spawn(app.clone(), asked);
+        replicas::spawn(app);
     }
     Ok(())
 }

@@ -101,7 +101,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let ingest = Ingest::new(app.db.clone(), move || clock.now_ms());
     app.metrics.register(|registry| ingest.register(registry));
     let fleet = app.publish.clone();
-    let usage = UsageService::new(ingest, move |node| fleet.fleet.is_denied(node));
+    let usage = UsageService::new(ingest, move |node| fleet.fleet.is_denied(node), shutdown.clone());
     let nodes = publish::services(&app, usage).map_err(|e| StartError::Publish(e.to_string()))?;
 
     let (listener, admin_addr) = bind(listen).await?;

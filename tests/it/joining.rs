@@ -41,6 +41,8 @@ async fn two_nodes_join_and_serve_the_same() {
     assert!(ids.len() == 2 && ids[0] != ids[1] && ids[0].starts_with("node_"), "{ids:?}");
     let listed = house.admin.get("/nodes").await.expect("an answer").good().expect("a list").text();
     assert!(ids.iter().all(|id| listed.contains(id.as_str())), "{listed}");
+    // Their open streams do not keep it from stopping.
+    assert!(house.control.stop().await.expect("it ends").success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,6 +6,7 @@
 
 mod setup;
 
+use std::ffi::OsStr;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -229,6 +230,24 @@ impl Builder {
 }
 
 impl House {
+    /// Starts one more control plane on the same database, which must not be a file; gives the server
+    /// and a client of its REST.
+    pub fn add_replica(&mut self) -> Result<(Server, Http)> {
+        let data_dir = self.folder.join("replica");
+        let mut launch = self.control.launch.clone();
+        launch.name = "control-plane 2".to_owned();
+        let any = OsStr::new("127.0.0.1:0");
+        for (flag, value) in [("data-dir", data_dir.as_os_str()), ("listen", any), ("grpc-listen", any)] {
+            set_flag(&mut launch, flag, value)?;
+        }
+        let mut replica = Server::start(launch, data_dir)?;
+        replica.admin_url = field(&replica.first_line, "admin_url")?.to_owned();
+        let token = self.secrets.first().context("the admin token")?;
+        let rest =
+            Http::new(&format!("{}/api/v1", replica.admin_url)).header("authorization", &format!("Bearer {token}"));
+        Ok((replica, rest))
+    }
+
     /// Joins and starts one more node.
     pub async fn add_node(&mut self) -> Result<usize> {
         let token = self.join_token().await?;
@@ -376,12 +395,16 @@ impl Server {
 
     /// Replaces `--flag ADDRESS` by the address of `url`, so that the next start has the same.
     fn fix_address(&mut self, flag: &str, url: &str) -> Result<()> {
-        let address = socket(url)?.to_string();
-        let flag = format!("--{flag}");
-        let at = self.launch.command.iter().position(|a| *a == *flag).context("a flag that was not given")?;
-        self.launch.command[at + 1] = address.into();
-        Ok(())
+        set_flag(&mut self.launch, flag, OsStr::new(&socket(url)?.to_string()))
     }
+}
+
+/// Gives another value to a flag that was given.
+fn set_flag(launch: &mut Launch, flag: &str, value: &OsStr) -> Result<()> {
+    let flag = format!("--{flag}");
+    let at = launch.command.iter().position(|a| *a == *flag).context("a flag that was not given")?;
+    launch.command[at + 1] = value.to_owned();
+    Ok(())
 }
 
 /// A port that was free a moment ago.

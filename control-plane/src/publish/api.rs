@@ -14,6 +14,7 @@ use shared::ids::{ChangeId, NodeId};
 
 use super::fleet::{NodeState, Progress};
 use super::outbox::unsigned;
+use super::replicas::{self, Question};
 use crate::app::App;
 use crate::auth::permit::Action;
 use crate::auth::token::hex;
@@ -31,6 +32,8 @@ const NODE: &str = "/api/v1/nodes/{id}";
 const MAX_WAIT_MS: u64 = 60_000;
 /// A waiter looks again at most this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// A waiter asks other replicas again after this time.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Life of a join token unless asked otherwise, and at most.
 const TOKEN_LIFE_S: (i64, i64) = (900, 3600);
 /// Labels of a join token.
@@ -41,7 +44,7 @@ pub fn routes() -> Vec<Route> {
     let mut list = Route::get(NODES, Access::Fleet(Action::ReadFleet), list)
         .tag("nodes")
         .summary("Lists the nodes")
-        .describe("Every node that joined, with what it runs as far as it is connected to this process.")
+        .describe("Every node that joined, with what it runs while it is connected.")
         .paged();
     let one = list.reference::<Node>();
     let page = json!({
@@ -93,8 +96,10 @@ pub struct Node {
     version: String,
     /// Of its process, hex; null while it is not connected.
     boot_id: Option<String>,
-    /// Whether it is connected to this process.
+    /// Whether it is connected, to whichever replica of the control plane.
     connected: bool,
+    /// RFC 3339; null while it is not connected.
+    connected_since: Option<String>,
     /// It may not come back.
     revoked: bool,
     /// Those of its join token before those of its own configuration.
@@ -141,7 +146,7 @@ pub struct NodeScope {
 }
 
 /// Why a node did not take a revision.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct NodeRefusal {
     /// Which revision.
     revision: u64,
@@ -225,22 +230,38 @@ pub struct Change {
     quarantined: Vec<QuarantinedObject>,
     /// Connected nodes.
     nodes: Vec<NodeChange>,
+    /// Replicas of the control plane that are there and did not say what their nodes serve. Until
+    /// they do, the change does not count as serving.
+    silent_replicas: usize,
 }
 
 /// A change on one node.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct NodeChange {
     /// The node.
     id: String,
     /// As it calls itself.
     display_name: String,
-    /// `serving`, `pending` or `refused`.
-    #[schema(example = "serving")]
-    state: &'static str,
+    /// RFC 3339.
+    connected_since: String,
+    /// How far it is.
+    state: NodeChangeState,
     /// Revision that it serves.
     revision: u64,
     /// Why it refused.
     refusal: Option<NodeRefusal>,
+}
+
+/// How far a node is with a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeChangeState {
+    /// It serves it, or a later revision.
+    Serving,
+    /// It has not answered yet.
+    Pending,
+    /// It refused it.
+    Refused,
 }
 
 /// What is asked for.
@@ -296,13 +317,13 @@ async fn list(State(app): State<App>, params: Params) -> Result<Reply, ApiError>
     let more = rows.len() as i64 > limit;
     rows.truncate(usize::try_from(limit).unwrap_or_default());
     let next = rows.last().filter(|_| more).map(|last| app.vault.sign("nodes", &last.id));
-    let data: Vec<Node> = rows.iter().map(|row| view(&app, row)).collect();
+    let data = views(&app, &rows).await?;
     Reply::json(StatusCode::OK, &json!({ "data": data, "next": next }))
 }
 
 async fn get(State(app): State<App>, Path(id): Path<String>) -> Result<Reply, ApiError> {
     let row = find(&app, &id).await?;
-    Reply::json(StatusCode::OK, &view(&app, &row))
+    Reply::json(StatusCode::OK, &views(&app, &[row]).await?.pop())
 }
 
 async fn revoke(
@@ -398,14 +419,21 @@ async fn change(
     loop {
         fleet.mark_unchanged();
         board.mark_unchanged();
-        let found = look(&app, &id, &scope, unsigned(revision), committed_at_ms);
-        if found.serving || Instant::now() >= deadline {
+        let mut found = look(&app, &id, &scope, unsigned(revision), committed_at_ms);
+        let over = Instant::now() >= deadline;
+        // Other replicas are asked when there is nothing left to wait for here.
+        let mut look_again = deadline;
+        if found.serving || over {
+            look_elsewhere(&app, &mut found).await?;
+            look_again = Instant::now() + ASK_AGAIN;
+        }
+        if found.serving || over {
             return Reply::json(StatusCode::OK, &found);
         }
         tokio::select! {
             _ = fleet.changed() => {}
             _ = board.changed() => {}
-            () = tokio::time::sleep_until(deadline) => continue,
+            () = tokio::time::sleep_until(deadline.min(look_again)) => continue,
             () = app.shutdown.asked() => return Reply::json(StatusCode::OK, &found),
         }
         tokio::time::sleep_until(deadline.min(Instant::now() + LOOK_AGAIN)).await;
@@ -431,44 +459,107 @@ async fn status(State(app): State<App>, tenant: Tenant) -> Result<Reply, ApiErro
     Reply::json(StatusCode::OK, &view)
 }
 
-fn look(app: &App, id: &str, scope: &str, revision: u64, committed_at_ms: i64) -> Change {
-    let published = app.publish.board.get(scope);
-    let is_published = published.as_ref().is_some_and(|p| p.revision() >= revision);
-    let gone = published.as_ref().is_some_and(|p| p.is_removed());
+/// What other replicas are told who ask.
+pub(super) async fn answer(app: &App, question: Question) -> Result<serde_json::Value, sqlx::Error> {
+    match question {
+        Question::Nodes(ids) => {
+            let mut found = Vec::new();
+            for id in ids {
+                if app.publish.fleet.get(id).is_some_and(|state| state.stream.is_some())
+                    && let Some(row) = row(app, &id.to_string()).await?
+                {
+                    found.push(json!(view(app, &row)));
+                }
+            }
+            Ok(found.into())
+        }
+        Question::Change { scope, revision } => Ok(json!(nodes_of(app, &scope, revision))),
+    }
+}
+
+/// Nodes, wherever they are connected.
+async fn views(app: &App, rows: &[Row]) -> Result<Vec<serde_json::Value>, ApiError> {
+    let here: Vec<Node> = rows.iter().map(|row| view(app, row)).collect();
+    let ids = here.iter().filter(|node| !node.revoked).filter_map(|node| node.id.parse().ok()).collect();
+    let elsewhere = replicas::ask::<serde_json::Value>(app, &Question::Nodes(ids)).await?.found;
+    let newest = |node: Node| {
+        let here = json!(node);
+        // A node that changed replicas may still be listed by the one it left. Times of one form.
+        let since = |node: &serde_json::Value| node["connected_since"].as_str().unwrap_or_default().to_owned();
+        let all = elsewhere.iter().filter(|other| other["id"] == here["id"]).cloned().chain([here.clone()]);
+        all.max_by_key(since).unwrap_or(here)
+    };
+    Ok(here.into_iter().map(newest).collect())
+}
+
+/// Adds what the nodes of other replicas serve.
+async fn look_elsewhere(app: &App, change: &mut Change) -> Result<(), ApiError> {
+    let question = Question::Change { scope: change.scope.clone(), revision: change.revision };
+    let answers = replicas::ask::<NodeChange>(app, &question).await?;
+    change.silent_replicas = answers.silent;
+    change.nodes.extend(answers.found);
+    // The newest stream of each node counts.
+    change.nodes.sort_by(|a, b| (&a.id, &b.connected_since).cmp(&(&b.id, &a.connected_since)));
+    change.nodes.dedup_by(|later, first| later.id == first.id);
+    let all_serve = change.nodes.iter().all(|node| node.state == NodeChangeState::Serving);
+    change.serving = change.published && change.silent_replicas == 0 && all_serve;
+    Ok(())
+}
+
+/// How far the nodes connected here are.
+fn nodes_of(app: &App, scope: &str, revision: u64) -> Vec<NodeChange> {
+    let gone = app.publish.board.get(scope).is_some_and(|p| p.is_removed());
     let node = |(id, progress): (NodeId, Progress)| {
         let serves = progress.serving.map(|s| s.revision).unwrap_or_default();
         let refusal = progress.refusal.filter(|(refusal, _)| refusal.revision >= revision);
         let state = match (serves >= revision || (gone && serves == 0), &refusal) {
-            (true, _) => "serving",
-            (false, Some(_)) => "refused",
-            (false, None) => "pending",
+            (true, _) => NodeChangeState::Serving,
+            (false, Some(_)) => NodeChangeState::Refused,
+            (false, None) => NodeChangeState::Pending,
         };
-        let refusal = refusal.map(|(refusal, at_ms)| refusal_view(&refusal, at_ms));
-        NodeChange { id: id.to_string(), display_name: progress.display_name, state, revision: serves, refusal }
+        NodeChange {
+            id: id.to_string(),
+            display_name: progress.display_name,
+            connected_since: rfc3339(progress.connected_at_ms),
+            state,
+            revision: serves,
+            refusal: refusal.map(|(refusal, at_ms)| refusal_view(&refusal, at_ms)),
+        }
     };
-    let nodes: Vec<NodeChange> = app.publish.fleet.progress(scope).into_iter().map(node).collect();
+    app.publish.fleet.progress(scope).into_iter().map(node).collect()
+}
+
+/// A change as it is on the nodes connected here.
+fn look(app: &App, id: &str, scope: &str, revision: u64, committed_at_ms: i64) -> Change {
+    let published = app.publish.board.get(scope);
+    let is_published = published.as_ref().is_some_and(|p| p.revision() >= revision);
+    let nodes = nodes_of(app, scope, revision);
     Change {
         id: id.to_owned(),
         scope: scope.to_owned(),
         revision,
         committed_at: rfc3339(committed_at_ms),
-        serving: is_published && nodes.iter().all(|n| n.state == "serving"),
+        serving: is_published && nodes.iter().all(|n| n.state == NodeChangeState::Serving),
         published: is_published,
         held_back: app.publish.status(scope).filter(|_| !is_published).and_then(|s| s.held_back),
         quarantined: quarantined(app, scope),
         nodes,
+        silent_replicas: 0,
     }
 }
 
 async fn find(app: &App, id: &str) -> Result<Row, ApiError> {
-    let row = sqlx::query_as(
+    row(app, id).await?.ok_or_else(ApiError::not_found)
+}
+
+async fn row(app: &App, id: &str) -> Result<Option<Row>, sqlx::Error> {
+    sqlx::query_as(
         "SELECT id, display_name, version, labels, joined_at_ms, last_seen_ms, certificate_not_after_ms, revoked_at_ms
          FROM nodes WHERE id = $1",
     )
     .bind(id)
     .fetch_optional(app.db.pool())
-    .await?;
-    row.ok_or_else(ApiError::not_found)
+    .await
 }
 
 fn view(app: &App, row: &Row) -> Node {
@@ -483,6 +574,7 @@ fn view(app: &App, row: &Row) -> Node {
         version: known(&state.version, &row.version),
         boot_id: connected.then(|| hex(&state.boot_id)),
         connected,
+        connected_since: connected.then(|| rfc3339(state.connected_at_ms)),
         revoked: row.revoked_at_ms != 0,
         labels,
         joined_at: rfc3339(row.joined_at_ms),

@@ -1,5 +1,5 @@
 //! Who runs what: the nodes connected to this process, in memory, and every node that ever joined, in
-//! the database. It decides nothing about what nodes are sent.
+//! the database. What is connected to another replica is asked for by `replicas`. It decides nothing about what nodes are sent.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,6 +22,7 @@ const REMEMBER_MS: i64 = 24 * 60 * 60 * 1000;
 pub struct Fleet {
     nodes: Mutex<BTreeMap<NodeId, NodeState>>,
     denied: Mutex<HashSet<NodeId>>,
+    limits_elsewhere: Mutex<proto::Limits>,
     moved: watch::Sender<u64>,
 }
 
@@ -75,6 +76,8 @@ pub struct Serving {
 pub struct Progress {
     /// As it calls itself.
     pub display_name: String,
+    /// Milliseconds since 1970.
+    pub connected_at_ms: i64,
     /// What it serves; `None` = nothing of the scope.
     pub serving: Option<Serving>,
     /// Its newest refusal that still stands, and when, milliseconds since 1970.
@@ -101,7 +104,12 @@ pub struct Place {
 
 impl Default for Fleet {
     fn default() -> Self {
-        Self { nodes: Mutex::default(), denied: Mutex::default(), moved: watch::Sender::new(0) }
+        Self {
+            nodes: Mutex::default(),
+            denied: Mutex::default(),
+            limits_elsewhere: Mutex::new(limits::own()),
+            moved: watch::Sender::new(0),
+        }
     }
 }
 
@@ -185,6 +193,7 @@ impl Fleet {
         let connected = nodes.iter().filter(|(_, node)| node.stream.is_some());
         let progress = |node: &NodeState| Progress {
             display_name: node.display_name.clone(),
+            connected_at_ms: node.connected_at_ms,
             serving: node.serves.get(scope).copied(),
             refusal: node.refused.get(scope).cloned(),
         };
@@ -196,14 +205,21 @@ impl Fleet {
         self.lock().values().filter(|n| n.stream.is_some()).count()
     }
 
-    /// The smallest limits of all connected nodes, and our own (S12). A zero is no limit.
+    /// The smallest limits of all nodes, connected here or to another replica, and our own (S12).
     pub fn smallest_limits(&self) -> proto::Limits {
-        let least = |a: u64, b: u64| if b == 0 { a } else { a.min(b) };
-        self.lock().values().filter(|n| n.stream.is_some()).fold(limits::own(), |l, node| proto::Limits {
-            max_scope_bytes: least(l.max_scope_bytes, node.limits.max_scope_bytes),
-            max_resources: least(l.max_resources, node.limits.max_resources),
-            max_resource_bytes: least(l.max_resource_bytes, node.limits.max_resource_bytes),
-        })
+        let elsewhere = *self.limits_elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        smaller(self.local_limits(), elsewhere)
+    }
+
+    /// The smallest limits of the nodes connected here, and our own.
+    pub fn local_limits(&self) -> proto::Limits {
+        let nodes = self.lock();
+        nodes.values().filter(|n| n.stream.is_some()).map(|node| node.limits).fold(limits::own(), smaller)
+    }
+
+    /// What the nodes connected to other replicas take.
+    pub fn set_limits_elsewhere(&self, limits: proto::Limits) {
+        *self.limits_elsewhere.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Tells when anything changed.
@@ -234,6 +250,16 @@ impl Fleet {
 
     fn denied(&self) -> MutexGuard<'_, HashSet<NodeId>> {
         self.denied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What fits both. A zero is no limit.
+pub fn smaller(a: proto::Limits, b: proto::Limits) -> proto::Limits {
+    let least = |a: u64, b: u64| if a == 0 || b == 0 { a.max(b) } else { a.min(b) };
+    proto::Limits {
+        max_scope_bytes: least(a.max_scope_bytes, b.max_scope_bytes),
+        max_resources: least(a.max_resources, b.max_resources),
+        max_resource_bytes: least(a.max_resource_bytes, b.max_resource_bytes),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::app::App;
 use crate::auth::Tenant;
 use crate::db::{Engine, Tx};
 use crate::error::{ApiError, Code};
+use crate::publish::replicas;
 use crate::rest::{Claim, Reply};
 use crate::vault::{Place, Secret};
 
@@ -530,7 +531,8 @@ async fn notify(app: &App, tx: &mut Tx, scope: &str) -> Result<(), ApiError> {
     match app.db.engine() {
         Engine::Sqlite => {}
         Engine::Postgres => {
-            sqlx::query("SELECT CAST(pg_notify('pointsman_changes', $1) AS TEXT)")
+            sqlx::query("SELECT CAST(pg_notify($1, $2) AS TEXT)")
+                .bind(replicas::CHANGES)
                 .bind(scope)
                 .execute(&mut **tx)
                 .await?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use runtime::shutdown::Shutdown;
 use shared::ids::NodeId;
 use shared::proto::{self, usage_message, usage_reply::Message};
 use tokio::sync::mpsc;
@@ -20,12 +21,14 @@ const ANSWERS: usize = 16;
 pub struct UsageService {
     ingest: Ingest,
     is_denied: Arc<dyn Fn(NodeId) -> bool + Send + Sync>,
+    shutdown: Shutdown,
 }
 
 impl UsageService {
     /// Over this writer. `is_denied` is asked at every message: a revoked node may report no more.
-    pub fn new(ingest: Ingest, is_denied: impl Fn(NodeId) -> bool + Send + Sync + 'static) -> Self {
-        Self { ingest, is_denied: Arc::new(is_denied) }
+    /// Streams end when `shutdown` asks, between two messages.
+    pub fn new(ingest: Ingest, is_denied: impl Fn(NodeId) -> bool + Send + Sync + 'static, shutdown: Shutdown) -> Self {
+        Self { ingest, is_denied: Arc::new(is_denied), shutdown }
     }
 
     fn admit(&self, node: NodeId) -> Result<(), Status> {
@@ -66,7 +69,12 @@ async fn serve(
     answers: &mpsc::Sender<Result<proto::UsageReply, Status>>,
 ) -> Result<(), Status> {
     let ingest = &service.ingest;
-    while let Some(message) = inbound.message().await? {
+    loop {
+        let message = tokio::select! {
+            message = inbound.message() => message?,
+            () = service.shutdown.asked() => return Err(Status::unavailable("the control plane stops")),
+        };
+        let Some(message) = message else { return Ok(()) };
         service.admit(node)?;
         let answer = match message.message {
             Some(usage_message::Message::Open(open)) => ingest.open(node, &open).await,
@@ -83,7 +91,6 @@ async fn serve(
             return Err(Status::aborted("a newer stream reports this journal"));
         }
     }
-    Ok(())
 }
 
 /// What a node learns: whether coming again helps, and nothing of the database.
