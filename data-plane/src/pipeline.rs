@@ -107,10 +107,11 @@ async fn answer(
         Route::ListModels | Route::GetModel | Route::Root => Permission::ListModels,
     };
     let now = arrival.clocks_at(arrival.at);
-    router::admit(&key, &workspace, permission, peer, now)?;
+    let config_age_ms = worker.node.store.age_ms(now.wall_ms);
+    router::admit(&key, &workspace, permission, peer, config_age_ms, now)?;
     match route {
         Route::Call(endpoint) => {
-            let caller = Caller { key: &key, workspace: &workspace, peer };
+            let caller = Caller { key: &key, workspace: &workspace, peer, config_age_ms };
             let (parts, body) = request.into_parts();
             Box::pin(call(worker, &snapshot, caller, arrival, endpoint, parts.headers, body)).await
         }
@@ -127,6 +128,7 @@ struct Caller<'a> {
     key: &'a Arc<ApiKey>,
     workspace: &'a Arc<Workspace>,
     peer: IpAddr,
+    config_age_ms: u64,
 }
 
 async fn call(
@@ -230,6 +232,7 @@ fn facts<'a>(caller: &'a Caller<'a>, endpoint: Endpoint, head: &'a Head<'a>, tot
         max_tokens: head.max_output_tokens,
         environment: None,
         peer: caller.peer,
+        config_age_ms: caller.config_age_ms,
         total_ms,
     }
 }
@@ -257,7 +260,7 @@ impl crate::snapshot::SelfTest for SelfTest {
         let Ok(head) = DIALECT.read_request(Endpoint::ChatCompletions, &body) else { return Ok(()) };
         let now = Now { wall_ms: clock::now_ms(), mono_ms: clock::monotonic_ms() };
         let key = Arc::new(ApiKey::unlimited(workspace));
-        let caller = Caller { key: &key, workspace, peer: IpAddr::from([127, 0, 0, 1]) };
+        let caller = Caller { key: &key, workspace, peer: IpAddr::from([127, 0, 0, 1]), config_age_ms: 0 };
         let facts = facts(&caller, Endpoint::ChatCompletions, &head, 1_000);
         let fleet = router::Fleet::default();
         for provider in workspace.providers.values().take(64) {

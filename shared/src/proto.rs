@@ -152,6 +152,9 @@ pub struct Workspace {
     pub display_name: ::prost::alloc::string::String,
     #[prost(bool, tag = "4")]
     pub disabled: bool,
+    /// Longest time without word of the control plane for which its keys are served. 0 = no limit.
+    #[prost(uint64, tag = "5")]
+    pub max_config_age_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Project {

@@ -199,6 +199,9 @@ pub struct Workspace {
     pub display_name: Box<str>,
     /// No request is admitted.
     pub disabled: bool,
+    /// Longest time without word of the control plane for which its keys are served, milliseconds;
+    /// 0 = no limit.
+    pub max_config_age_ms: u64,
     /// Revision of its scope.
     pub revision: u64,
     /// Its projects.

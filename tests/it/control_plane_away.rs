@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tests::house::Builder;
+use tests::house::{Builder, House};
 use tests::http::Http;
+use tests::wait;
 
 use crate::load::{Load, Shape};
 
@@ -50,6 +51,41 @@ async fn for_a_whole_run() {
     house.add_credential(&provider, "main", "sk-canary-later-3").await.expect("added");
     house.add_model(&provider, "chat", "chat").await.expect("added");
     house.serves("later/chat").await.expect("both nodes are current again");
+}
+
+/// A workspace that would rather stop than serve keys that may have been revoked meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn for_longer_than_a_workspace_allows() {
+    let mut house = Builder::apart(1).start().await.expect("a house");
+    house.connect(&["chat"]).await.expect("connected");
+    let limit = serde_json::json!({"max_config_age_s": 60});
+    let limited = house.admin.patch("/workspaces/default", &limit).await.expect("an answer").good().expect("limited");
+    let path = format!("/changes/{}?wait_ms=10000", limited.header("x-pointsman-change"));
+    assert_eq!(house.admin.get(&path).await.expect("an answer").json()["serving"], true);
+    // A node writes its state to disk at most once a second.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    house.control.kill().expect("killed");
+    let ask = async |house: &House| {
+        let body = crate::load::chat("scripted/chat", "age");
+        house.caller().post("/v1/chat/completions", &body).await.expect("an answer")
+    };
+    house.node(0).kill().expect("killed");
+    house.node(0).start_again().expect("starts without a control plane");
+    assert_eq!(ask(&house).await.status, 200, "it was heard a moment ago");
+    // A minute later.
+    house.node(0).kill().expect("killed");
+    let contact = house.node(0).data_dir.join("snapshot/contact");
+    let heard: i64 = std::fs::read_to_string(&contact).expect("kept").trim().parse().expect("milliseconds");
+    std::fs::write(&contact, (heard - 60_000).to_string()).expect("written");
+    house.node(0).start_again().expect("starts");
+    let before = house.provider.count();
+    let answer = ask(&house).await;
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &serde_json::json!("config_too_old")));
+    assert_eq!(house.provider.count(), before);
+    house.control.start_again().expect("starts again");
+    let served =
+        wait::until(Duration::from_secs(30), "served again", async || (ask(&house).await.status == 200).then_some(()));
+    served.await.expect("served");
 }
 
 /// A node that never had a state is not ready, and says why.

@@ -64,6 +64,8 @@ const CAPABILITIES: [&str; 6] = ["tools", "vision", "audio_input", "pdf_input", 
 const MODEL_TYPES: [&str; 2] = ["chat", "embedding"];
 const SCOPES: [&str; 2] = ["inference", "models"];
 
+/// Below a minute, what a node loses with a heartbeat or a restart would stop traffic.
+const CONFIG_AGE_S: std::ops::RangeInclusive<u64> = 60..=31_536_000;
 const MAX_TARGETS: usize = 16;
 const MAX_LISTED_MODELS: usize = 5_000;
 const MAX_ADDRESSES: usize = 256;
@@ -130,6 +132,10 @@ impl Check for Workspace {
             faults.value("key", "is reserved");
         }
         faults.rule("display_name", free_text(&self.display_name, 0));
+        if self.max_config_age_s.is_some_and(|age| !CONFIG_AGE_S.contains(&age)) {
+            let (least, most) = (CONFIG_AGE_S.start(), CONFIG_AGE_S.end());
+            faults.value("max_config_age_s", format!("must be {least} to {most} seconds, or absent"));
+        }
         faults.0
     }
 

@@ -27,6 +27,12 @@ pub struct Workspace {
     /// No request is admitted while true.
     #[serde(default)]
     pub disabled: bool,
+    /// Seconds, at least 60: nodes that have not heard from the control plane for longer refuse this
+    /// workspace's keys, so that what was revoked meanwhile stops too. Default: no limit, traffic
+    /// outlives the control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(null))]
+    pub max_config_age_s: Option<u64>,
 }
 
 /// A group of keys, rules and policies inside a workspace. Every workspace has `default`.

@@ -17,13 +17,14 @@ pub enum Permission {
     ListModels,
 }
 
-/// Whether the key may be used for this, from there, now. Cheap enough to ask before the body is
-/// read; [`crate::plan()`] asks again.
+/// Whether the key may be used for this, from there, now, when the control plane was last heard
+/// `config_age_ms` ago. Cheap enough to ask before the body is read; [`crate::plan()`] asks again.
 pub fn admit(
     key: &ApiKey,
     workspace: &Workspace,
     permission: Permission,
     peer: IpAddr,
+    config_age_ms: u64,
     now: Now,
 ) -> Result<(), Refusal> {
     let refuse = |kind, message: &str| Err(Refusal::new(kind, message));
@@ -38,6 +39,10 @@ pub fn admit(
     }
     if workspace.disabled {
         return refuse(RefusalKind::WorkspaceDisabled, "The workspace is disabled.");
+    }
+    if workspace.max_config_age_ms != 0 && config_age_ms > workspace.max_config_age_ms {
+        let message = "This node has been without its control plane for longer than the workspace allows.";
+        return refuse(RefusalKind::ConfigTooOld, message);
     }
     // A project that is gone takes its keys along; one that still refers to it gets nothing.
     if workspace.projects.get(&key.project).is_none_or(|project| project.disabled) {

@@ -43,6 +43,8 @@ pub struct Facts<'a> {
     pub environment: Option<&'a str>,
     /// Where the request came from.
     pub peer: IpAddr,
+    /// How long ago the control plane was last heard, in milliseconds.
+    pub config_age_ms: u64,
     /// Longest the whole request may take, in milliseconds: the node's default or less. A provider
     /// with a total timeout of its own goes before it.
     pub total_ms: u64,

@@ -246,7 +246,7 @@ pub fn plan(snapshot: &Snapshot, facts: &Facts<'_>, fleet: &Fleet, now: Now, see
 }
 
 fn decide(snapshot: &Snapshot, facts: &Facts<'_>, fleet: &Fleet, now: Now, seed: u64) -> Result<Plan, Refusal> {
-    admit(facts.key, facts.workspace, Permission::Inference, facts.peer, now)?;
+    admit(facts.key, facts.workspace, Permission::Inference, facts.peer, facts.config_age_ms, now)?;
     let (reason, wanted) = resolve::resolve(facts)?;
     let mut candidates: Vec<Candidate> = Vec::with_capacity(wanted.len().min(MAX_CANDIDATES));
     let mut dropped = Vec::new();

@@ -119,6 +119,8 @@ kinds! {
     WorkspaceDisabled = "workspace_disabled", 403, "permission_error";
     /// The key's project is switched off or gone.
     ProjectDisabled = "project_disabled", 403, "permission_error";
+    /// The node has not heard from the control plane for longer than the workspace allows.
+    ConfigTooOld = "config_too_old", 503, "overloaded_error";
     /// The key lacks the scope for this endpoint.
     ScopeMissing = "scope_missing", 403, "permission_error";
     /// `model` is not a name in any form.

@@ -34,6 +34,8 @@ pub struct Boot {
     pub suspects: HashMap<String, StateHash>,
     /// Older states than the newest were taken, because those kept ending the process.
     pub degraded: bool,
+    /// When the control plane was last heard, milliseconds since 1970; 0 = never, as far as is known.
+    pub contact_ms: i64,
     start: Start,
 }
 
@@ -97,6 +99,7 @@ pub fn boot(disk: &Disk, now_ms: i64) -> Boot {
         Some(older) => degrade(older, &newest),
         None => newest,
     };
+    chosen.contact_ms = disk.contact_ms();
     chosen.start.at_ms = now_ms;
     if !chosen.scopes.is_empty() {
         starts.push(chosen.start);

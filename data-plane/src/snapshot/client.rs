@@ -141,7 +141,7 @@ impl Client {
                 }
                 message = stream.inbound.message() => match message {
                     Ok(Some(message)) => {
-                        self.store.status().last_contact_ms.store(clock::now_ms(), Ordering::Relaxed);
+                        self.store.heard(clock::now_ms());
                         stream.session.on_message(message, clock::monotonic())
                     }
                     Ok(None) => break Lost::Ended,

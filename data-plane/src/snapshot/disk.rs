@@ -21,6 +21,7 @@ use super::store::Lineage;
 pub const GENERATIONS: usize = 3;
 
 const EXTENSION: &str = "state";
+const CONTACT: &str = "contact";
 const GOOD: &str = "good.state";
 const CANDIDATE: &str = "candidate.link";
 
@@ -78,6 +79,24 @@ impl Disk {
         let disk = Self { folder: folder.to_owned(), key, starts: Mutex::new(()), _lock: lock };
         disk.clear_remains();
         Ok(disk)
+    }
+
+    /// When the control plane was last heard, milliseconds since 1970, as [`Disk::note_contact`] was
+    /// told; 0 = not known.
+    pub fn contact_ms(&self) -> i64 {
+        let text = fs::read_to_string(self.folder.join(CONTACT)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// Remembers when the control plane was last heard. Survives the process, not a power cut: then
+    /// an earlier time may be found, which is on the safe side.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn note_contact(&self, now_ms: i64) -> io::Result<()> {
+        let next = self.folder.join("contact.next");
+        fs::write(&next, format!("{now_ms}\n"))?;
+        fs::rename(next, self.folder.join(CONTACT))
     }
 
     /// Names of all scopes with a folder, sorted.

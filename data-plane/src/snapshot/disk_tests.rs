@@ -106,6 +106,26 @@ fn ending_after_any_step_of_a_write_loses_nothing() {
     }
 }
 
+/// S9: what a restart must not forget for workspaces that limit the age of their configuration.
+#[test]
+fn the_last_word_of_the_control_plane_is_remembered() {
+    let folder = Folder::new("disk-contact");
+    let store = || Store::open(folder.path(), None).expect("the folder is ours");
+    assert_eq!(store().age_ms(5_000), 5_000, "never heard");
+    {
+        let store = store();
+        store.heard(1_000_000);
+        store.heard(1_000_001);
+        assert_eq!(store.age_ms(1_000_005), 4);
+        assert_eq!(store.age_ms(999_000), 0, "a clock that was set back");
+    }
+    let kept = store();
+    assert_eq!(kept.age_ms(1_000_005), 5, "written down at most every ten seconds");
+    kept.heard(1_010_000);
+    drop(kept);
+    assert_eq!(store().age_ms(1_010_000), 0);
+}
+
 #[test]
 fn files_show_no_secret_and_only_their_owner_reads_them() {
     use std::os::unix::fs::PermissionsExt;

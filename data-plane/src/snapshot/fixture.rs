@@ -91,7 +91,7 @@ pub(crate) fn workspace_resources(n: u128, keys: u32, tag: &str) -> Vec<proto::R
     let provider_id = |m: u128| ProviderId::from_u128((n << 64) + m).to_string();
     let project = ProjectId::from_u128((n << 64) + 1).to_string();
     let workspace =
-        proto::Workspace { id: id.clone(), key: format!("w{n}"), display_name: tag.into(), disabled: false };
+        proto::Workspace { id: id.clone(), key: format!("w{n}"), display_name: tag.into(), ..Default::default() };
     let mut all = vec![
         resource("workspace", &id, &workspace),
         resource("project", &project, &proto::Project { id: project.clone(), key: tag.into(), disabled: false }),

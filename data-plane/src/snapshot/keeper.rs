@@ -88,6 +88,13 @@ impl Keeper {
         }
     }
 
+    /// Notes when the control plane was last heard. Writes one small file.
+    pub fn contacted(&self, now_ms: i64) {
+        if let Err(e) = self.disk.note_contact(now_ms) {
+            tracing::warn!(error = %e, "the time of the last word from the control plane could not be kept");
+        }
+    }
+
     /// Waits until all that was noted before has been written or has failed once.
     pub fn flush(&self) {
         let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);

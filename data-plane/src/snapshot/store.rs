@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ use super::status::Status;
 
 /// How long checking one update may take before it is reported as slow.
 pub const APPLY_BUDGET: Duration = Duration::from_secs(5);
+/// How often it is written down that the control plane was heard, in milliseconds.
+const NOTE_CONTACT_MS: i64 = 10_000;
 
 /// Which database the revisions count for: made with it, replaced when it is restored from a backup.
 /// All zero: none yet.
@@ -48,6 +50,8 @@ pub struct Store {
     ready: AtomicBool,
     /// A request was answered well, and that is on record.
     answered: AtomicBool,
+    /// When [`Store::heard`] last wrote it down.
+    contact_noted_ms: AtomicI64,
     status: Arc<Status>,
     reaper: Reaper,
     self_tests: Vec<Box<dyn SelfTest>>,
@@ -107,6 +111,7 @@ impl Store {
         let mut self_tests: Vec<Box<dyn SelfTest>> = vec![Box::new(Lookups)];
         self_tests.extend(self_test);
         status.degraded.store(boot.degraded, Ordering::Relaxed);
+        status.last_contact_ms.store(boot.contact_ms, Ordering::Relaxed);
         let ready = boot.scopes.contains_key(SHARED_SCOPE) && boot.scopes.len() > 1;
         let held = |(name, stored): (String, boot::Stored)| {
             (name, HeldScope { foreign: stored.lineage != boot.lineage, scope: stored.scope })
@@ -122,6 +127,7 @@ impl Store {
             writer: Mutex::new(writer),
             ready: AtomicBool::new(ready),
             answered: AtomicBool::new(false),
+            contact_noted_ms: AtomicI64::new(0),
             status,
             reaper: Reaper::start()?,
             self_tests,
@@ -232,6 +238,25 @@ impl Store {
     pub(super) fn note_refused(&self, update: &proto::Update, rejection: &Rejection) {
         self.status.note_rejection(&update.scope, update.to, rejection, clock::now_ms());
         tracing::warn!(scope = update.scope, revision = update.to, %rejection, "refused an update");
+    }
+
+    /// Notes that the control plane was heard at `now_ms`. Remembered across restarts, to within
+    /// [`NOTE_CONTACT_MS`].
+    pub(super) fn heard(&self, now_ms: i64) {
+        self.status.last_contact_ms.store(now_ms, Ordering::Relaxed);
+        let noted = self.contact_noted_ms.load(Ordering::Relaxed);
+        if let Some(keeper) = &self.keeper
+            && !(0..NOTE_CONTACT_MS).contains(&now_ms.saturating_sub(noted))
+        {
+            self.contact_noted_ms.store(now_ms, Ordering::Relaxed);
+            keeper.contacted(now_ms);
+        }
+    }
+
+    /// How long ago the control plane was last heard, by the wall clock.
+    pub fn age_ms(&self, now_ms: i64) -> u64 {
+        let heard = self.status.last_contact_ms.load(Ordering::Relaxed);
+        u64::try_from(now_ms.saturating_sub(heard)).unwrap_or(0)
     }
 
     /// Waits until what serves now is on disk, or has failed to get there once. For an orderly end.

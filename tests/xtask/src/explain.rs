@@ -72,6 +72,7 @@ pub fn run(snapshot: &Path, request: &Path) -> Result<()> {
         max_tokens: head.max_output_tokens,
         environment: None,
         peer: IpAddr::from([127, 0, 0, 1]),
+        config_age_ms: 0,
         total_ms: TOTAL_MS,
     };
     let decision = router::plan(&snapshot, &facts, &Fleet::default(), Now::default(), 0);

@@ -188,6 +188,7 @@ fn workspace(id: &str, doc: input::Workspace) -> Result<proto::Workspace, Diagno
         key: filled("key", doc.key)?,
         display_name: doc.display_name,
         disabled: doc.disabled,
+        max_config_age_ms: doc.max_config_age_s.unwrap_or_default().saturating_mul(1000),
     })
 }
 

@@ -46,6 +46,7 @@ struct Request {
     max_tokens: Option<u64>,
     environment: Option<String>,
     peer: String,
+    config_age_ms: u64,
 }
 
 impl Default for Request {
@@ -60,6 +61,7 @@ impl Default for Request {
             max_tokens: None,
             environment: None,
             peer: "192.0.2.1".into(),
+            config_age_ms: 0,
         }
     }
 }
@@ -217,6 +219,7 @@ fn facts<'a>(house: &'a House, request: &'a Request, models: &'a [Cow<'a, str>])
         max_tokens: request.max_tokens,
         environment: request.environment.as_deref(),
         peer: request.peer.parse().expect("an address"),
+        config_age_ms: request.config_age_ms,
         total_ms: 600_000,
     }
 }

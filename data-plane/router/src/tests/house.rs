@@ -65,6 +65,8 @@ struct WorkspaceSpec {
     key: String,
     #[serde(default)]
     disabled: bool,
+    #[serde(default)]
+    max_config_age_ms: u64,
 }
 
 #[derive(Deserialize)]
@@ -237,6 +239,7 @@ fn tenant(spec: &HouseSpec, id: WorkspaceId) -> Vec<proto::Resource> {
         key: spec.workspace.key.clone(),
         display_name: String::new(),
         disabled: spec.workspace.disabled,
+        max_config_age_ms: spec.workspace.max_config_age_ms,
     };
     let mut resources = vec![resource("workspace", id, message)];
     let mut projects = HashMap::new();

@@ -30,6 +30,7 @@ pub(super) fn planned(house: &House, models: &[&str], total_ms: u64, fleet: &Fle
         max_tokens: None,
         environment: Some("production"),
         peer: [127, 0, 0, 1].into(),
+        config_age_ms: 0,
         total_ms,
     };
     plan(&house.snapshot, &facts, fleet, now, seed)
