@@ -19,4 +19,5 @@ mod rolling_restart;
 mod sdk;
 mod simulated_node;
 mod skew;
+mod traces;
 mod usage_exact;
