@@ -2,8 +2,9 @@
 //!
 //! Statements are written once, in the dialect both speak (`$1`, `ON CONFLICT`, `RETURNING`), over
 //! columns of two types only, TEXT and BIGINT, so that `sqlx::Any` carries every row. Sums are cast:
-//! `CAST(SUM(x) AS BIGINT)`. Statements are literals or come from `QueryBuilder`; values are bound.
-//! Where one text cannot do, [`Engine`] decides: bulk inserts of the ledger and one row lock.
+//! `CAST(SUM(x) AS BIGINT)`. Statements are literals, come from `QueryBuilder`, or (bulk inserts of the
+//! ledger) are made of literals alone; values are bound. Where one text cannot do, [`Engine`] decides: those
+//! inserts, one row lock, and what replicas on PostgreSQL tell one another.
 
 use std::borrow::Cow;
 use std::path::Path;

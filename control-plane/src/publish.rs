@@ -144,7 +144,7 @@ pub async fn start(app: &App) -> Result<(), authority::AuthorityError> {
     let asked = app.publish.asked_anew.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(asked) = asked {
         compile_task::spawn(app.clone(), asked);
-        replicas::spawn(app);
+        replicas::start(app).await?;
     }
     Ok(())
 }

@@ -138,6 +138,7 @@ impl Running {
             // A panic was logged where it happened.
             _ = task.await;
         }
+        publish::replicas::leave(&self.app).await;
         self.app.db.pool().close().await;
     }
 }

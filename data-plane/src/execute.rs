@@ -185,6 +185,7 @@ async fn begin_stream(reply: Reply, mut tap: Tap, idle: Duration, until: Instant
                 }
                 End::Completed | End::Cut => return Err(not_asked("an empty stream").into()),
             },
+            Err(_) if reply.first_token_by >= until => return Err(upstream::too_late(Deadline::Total).into()),
             Err(_) => return Err(upstream::too_late(Deadline::FirstToken).into()),
         }
     }

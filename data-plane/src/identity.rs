@@ -319,10 +319,7 @@ fn new_key() -> Result<(Vec<u8>, Vec<u8>), IdentityError> {
 }
 
 async fn connect(dialer: &Dialer) -> Result<EnrolmentClient<tonic::transport::Channel>, IdentityError> {
-    let channel = dialer.connect().await.map_err(|e| {
-        let cause = std::error::Error::source(&e).map(ToString::to_string);
-        IdentityError::Unreachable(cause.unwrap_or_else(|| e.to_string()))
-    })?;
+    let channel = dialer.connect().await.map_err(|e| IdentityError::Unreachable(runtime::rpc::cause(&e)))?;
     Ok(EnrolmentClient::new(channel))
 }
 

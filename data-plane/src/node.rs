@@ -202,7 +202,7 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
     Ok(Running { data_addr, admin_addr, node_id, threads, background: Some(background), store })
 }
 
-const POOL: PoolLimits = PoolLimits { idle_per_host: 512, idle_for: Duration::from_secs(50) };
+const POOL: PoolLimits = PoolLimits { idle_per_host: 512, idle_for: Duration::from_secs(45) };
 
 /// Everything of a node that is no request, on a thread of its own: a slow disk or a large snapshot
 /// takes nothing from requests, and readiness is answered while all workers are busy.

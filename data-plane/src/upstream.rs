@@ -34,8 +34,8 @@ use connect::Connector;
 pub struct PoolLimits {
     /// Idle connections kept per host.
     pub idle_per_host: usize,
-    /// How long an idle connection is kept, and a few seconds. Below the usual 60 s of providers'
-    /// own balancers, so that we are the side that closes.
+    /// How long an idle connection is kept, and up to two rounds of [`Upstream::prune`]. Together below
+    /// the usual 60 s of providers' own balancers, so that we are the side that closes.
     pub idle_for: Duration,
 }
 

@@ -422,21 +422,27 @@ async fn change(
         let mut found = look(&app, &id, &scope, unsigned(revision), committed_at_ms);
         let over = Instant::now() >= deadline;
         // Other replicas are asked when there is nothing left to wait for here.
-        let mut look_again = deadline;
-        if found.serving || over {
+        let asked = found.serving || over;
+        if asked {
             look_elsewhere(&app, &mut found).await?;
-            look_again = Instant::now() + ASK_AGAIN;
         }
         if found.serving || over {
             return Reply::json(StatusCode::OK, &found);
         }
+        let moved = async {
+            tokio::select! {
+                _ = fleet.changed() => {}
+                _ = board.changed() => {}
+            }
+        };
+        let pause = if asked { ASK_AGAIN } else { LOOK_AGAIN };
         tokio::select! {
-            _ = fleet.changed() => {}
-            _ = board.changed() => {}
-            () = tokio::time::sleep_until(deadline.min(look_again)) => continue,
+            () = moved, if !asked => {}
+            () = tokio::time::sleep(pause), if asked => continue,
+            () = tokio::time::sleep_until(deadline) => continue,
             () = app.shutdown.asked() => return Reply::json(StatusCode::OK, &found),
         }
-        tokio::time::sleep_until(deadline.min(Instant::now() + LOOK_AGAIN)).await;
+        tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
     }
 }
 
@@ -480,11 +486,15 @@ pub(super) async fn answer(app: &App, question: Question) -> Result<serde_json::
 /// Nodes, wherever they are connected.
 async fn views(app: &App, rows: &[Row]) -> Result<Vec<serde_json::Value>, ApiError> {
     let here: Vec<Node> = rows.iter().map(|row| view(app, row)).collect();
-    let ids = here.iter().filter(|node| !node.revoked).filter_map(|node| node.id.parse().ok()).collect();
-    let elsewhere = replicas::ask::<serde_json::Value>(app, &Question::Nodes(ids)).await?.found;
+    let ids: Vec<NodeId> = here.iter().filter(|node| !node.revoked).filter_map(|node| node.id.parse().ok()).collect();
+    let elsewhere = match ids.is_empty() {
+        true => Vec::new(),
+        false => replicas::ask::<serde_json::Value>(app, &Question::Nodes(ids)).await?.found,
+    };
     let newest = |node: Node| {
         let here = json!(node);
-        // A node that changed replicas may still be listed by the one it left. Times of one form.
+        // A node that changed replicas may still be listed by the one it left. Times of one form; clocks
+        // that differ show the older view for half a minute at most.
         let since = |node: &serde_json::Value| node["connected_since"].as_str().unwrap_or_default().to_owned();
         let all = elsewhere.iter().filter(|other| other["id"] == here["id"]).cloned().chain([here.clone()]);
         all.max_by_key(since).unwrap_or(here)
@@ -497,9 +507,11 @@ async fn look_elsewhere(app: &App, change: &mut Change) -> Result<(), ApiError> 
     let question = Question::Change { scope: change.scope.clone(), revision: change.revision };
     let answers = replicas::ask::<NodeChange>(app, &question).await?;
     change.silent_replicas = answers.silent;
+    // Looked at again: a node may have come here from one of them meanwhile.
+    change.nodes = nodes_of(app, &change.scope, change.revision);
     change.nodes.extend(answers.found);
-    // The newest stream of each node counts.
-    change.nodes.sort_by(|a, b| (&a.id, &b.connected_since).cmp(&(&b.id, &a.connected_since)));
+    // Of a node that is listed twice, because it went from one to another, what is less far counts.
+    change.nodes.sort_by(|a, b| (&a.id, a.revision).cmp(&(&b.id, b.revision)));
     change.nodes.dedup_by(|later, first| later.id == first.id);
     let all_serve = change.nodes.iter().all(|node| node.state == NodeChangeState::Serving);
     change.serving = change.published && change.silent_replicas == 0 && all_serve;

@@ -1,5 +1,6 @@
 //! Who runs what: the nodes connected to this process, in memory, and every node that ever joined, in
-//! the database. What is connected to another replica is asked for by `replicas`. It decides nothing about what nodes are sent.
+//! the database. What is connected to another replica, `replicas` asks for. It decides
+//! nothing about what nodes are sent.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -91,6 +92,8 @@ pub enum Kick {
     Superseded,
     /// An operator revoked the node.
     Revoked,
+    /// The other replicas cannot see this one.
+    CutOff,
 }
 
 /// A node's open stream in the fleet.
@@ -175,6 +178,13 @@ impl Fleet {
             kick.send_replace(Some(Kick::Revoked));
         }
         self.announce();
+    }
+
+    /// Ends all streams: the nodes go to another replica, or come back later.
+    pub fn end_streams(&self) {
+        for kick in self.lock().values().filter_map(|node| node.kick.as_ref()) {
+            kick.send_replace(Some(Kick::CutOff));
+        }
     }
 
     /// Whether the node was revoked. Asked when a stream or call begins.

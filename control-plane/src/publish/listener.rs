@@ -31,6 +31,8 @@ const MAX_HANDSHAKES: usize = 256;
 const MAX_STREAMS: u32 = 16;
 /// Pause after the system refuses a connection, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// For open calls to end when asked to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// Ends connections whose other end vanished.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -140,15 +142,23 @@ async fn serve<S>(routes: Routes, connections: S, shutdown: Shutdown) -> Result<
 where
     S: tokio_stream::Stream<Item = io::Result<Connection>> + Send,
 {
-    Server::builder()
+    let stopping = shutdown.clone();
+    let served = Server::builder()
         .max_concurrent_streams(Some(MAX_STREAMS))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .http2_adaptive_window(Some(true))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, async move { shutdown.asked().await })
-        .await
-        .map_err(ListenError::Transport)
+        .serve_with_incoming_shutdown(connections, async move { shutdown.asked().await });
+    let late = async {
+        stopping.asked().await;
+        tokio::time::sleep(STOP_WITHIN).await;
+    };
+    tokio::select! {
+        served = served => served.map_err(ListenError::Transport),
+        // A node that does not read what it is told must not keep the process.
+        () = late => Ok(()),
+    }
 }
 
 fn acceptor(authority: &Authority, names: &[String], app: &App) -> Result<TlsAcceptor, AuthorityError> {

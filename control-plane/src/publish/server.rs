@@ -55,6 +55,11 @@ impl std::fmt::Debug for Distribution {
 
 type Answers = ReceiverStream<Result<Outgoing, Status>>;
 
+/// Other replicas count this one's nodes as gone.
+fn cut_off() -> Status {
+    Status::unavailable("this control plane cannot reach its database; another one may")
+}
+
 impl Distribution {
     /// Over what the compile task publishes.
     pub fn new(app: App, publish: Arc<Publish>) -> Self {
@@ -66,6 +71,9 @@ impl Distribution {
         let certified = peer.node.ok_or_else(|| Status::unauthenticated("a node certificate is needed"))?;
         if self.publish.fleet.is_denied(certified) {
             return Err(Status::permission_denied("this node was revoked"));
+        }
+        if self.publish.replicas.is_cut_off() {
+            return Err(cut_off());
         }
         let (answers, receiver) = mpsc::channel(OUTBOX);
         let inbound = request.into_inner();
@@ -184,6 +192,7 @@ impl Link<'_> {
                 }
                 _ = place.kick.changed() => return Err(match *place.kick.borrow() {
                     Some(Kick::Revoked) => Status::permission_denied("this node was revoked"),
+                    Some(Kick::CutOff) => cut_off(),
                     Some(Kick::Superseded) | None => Status::aborted("the node opened another stream"),
                 }),
                 () = shutdown.asked() => {

@@ -49,7 +49,7 @@ const CARRY_AFTER: u64 = 4;
 /// Finals kept in memory while the disk refuses them.
 const LATE_FINALS: usize = 4096;
 
-/// Bytes that are queued at most.
+/// Beyond so many bytes the queue is written before anything is added.
 const QUEUE: usize = 64 * 1024;
 
 /// Sizes and times of all journals of a node.
@@ -59,7 +59,7 @@ pub struct Options {
     pub limit_bytes: u64,
     /// Size at which a new segment is begun.
     pub segment_bytes: u64,
-    /// Between two `fdatasync`; zero syncs every record before the call returns.
+    /// Between two `fdatasync`; zero syncs every write before a request goes on.
     pub sync_interval: Duration,
 }
 
@@ -153,7 +153,7 @@ impl Journal {
     /// When the journals are full: the provider must not be called.
     pub fn queue_intent(&mut self, record: &proto::UsageRecord) -> Result<(), Unwritable> {
         let id = request_id(record).ok_or(Unwritable::Failed)?;
-        self.enqueue(Kind::Intent, id, |queue| _ = record.encode(queue));
+        self.enqueue(Kind::Intent, id, |queue| _ = record.encode(queue))?;
         if self.spool.total().used() + self.queue.len() as u64 <= self.spool.options().limit_bytes {
             return Ok(());
         }
@@ -166,7 +166,9 @@ impl Journal {
     /// Queues the end of a request, with or without an intent before it.
     pub fn queue_final(&mut self, record: &proto::UsageRecord) {
         let id = request_id(record).unwrap_or_default();
-        self.enqueue(Kind::Final, id, |queue| _ = record.encode(queue));
+        if let Err(error) = self.enqueue(Kind::Final, id, |queue| _ = record.encode(queue)) {
+            self.lost(id, error);
+        }
     }
 
     /// Queues what a running request has used up to now, for the case that the process dies. Without
@@ -174,11 +176,13 @@ impl Journal {
     pub fn queue_checkpoint(&mut self, id: &[u8; 16], tokens: Tokens) {
         let Some(known) = self.open.get_mut(id) else { return };
         known.tokens = tokens;
-        self.enqueue(Kind::Checkpoint, *id, |queue| checkpoint(queue, id, tokens));
+        // Small, so it fits a frame.
+        _ = self.enqueue(Kind::Checkpoint, *id, |queue| checkpoint(queue, id, tokens));
     }
 
     /// Writes what is queued. When the disk refuses, intents are refused (see
-    /// [`Journal::take_refusal`]), checkpoints forgotten, and finals wait in memory (at most 4096) and
+    /// [`Journal::take_refusal`]; one that could only not be made durable is closed as interrupted by the
+    /// next start), checkpoints forgotten, and finals wait in memory (at most 4096) and
     /// are written before anything else as soon as it accepts again; one that does not fit there is
     /// lost, counted and logged.
     pub fn flush(&mut self) {
@@ -230,6 +234,7 @@ impl Journal {
     }
 
     /// Finals handed in since the folder was made, those that wait in memory included.
+    #[cfg(test)]
     pub fn finals(&self) -> u64 {
         self.ordinal + self.late.len() as u64
     }
@@ -244,13 +249,20 @@ impl Journal {
         self.open.len()
     }
 
-    fn enqueue(&mut self, kind: Kind, request: [u8; 16], payload: impl FnOnce(&mut Vec<u8>)) {
+    /// Adds a frame to the queue, unless it is longer than any that is read.
+    fn enqueue(&mut self, kind: Kind, request: [u8; 16], payload: impl FnOnce(&mut Vec<u8>)) -> Result<(), Unwritable> {
         if self.queue.len() > QUEUE {
             self.flush();
         }
         let at = self.queue.len();
         frame::append(&mut self.queue, kind, payload);
-        self.queued.push(Queued { kind, request, at, len: self.queue.len() - at });
+        let len = self.queue.len() - at;
+        if len > frame::MAX_FRAME {
+            self.queue.truncate(at);
+            return Err(Unwritable::Failed);
+        }
+        self.queued.push(Queued { kind, request, at, len });
+        Ok(())
     }
 
     /// Appends whole frames; gives where the first lies.
@@ -278,18 +290,25 @@ impl Journal {
     fn keep_late(&mut self, record: &[u8], request: [u8; 16], error: Unwritable) {
         if self.late.len() < LATE_FINALS {
             self.late.push_back(record.to_vec());
-            return;
+        } else {
+            self.lost(request, error);
         }
+    }
+
+    fn lost(&self, request: [u8; 16], error: Unwritable) {
         self.spool.total().lost.fetch_add(1, Ordering::Relaxed);
         let request = RequestId::from_u128(u128::from_be_bytes(request));
         tracing::error!(journal = %self.spool.dir().display(), %request, %error, "a usage record was lost");
     }
 
-    /// Takes back what a failed write may have left, so that the segment ends with a whole record.
+    /// Takes back what a failed write may have left, so that the segment ends with a whole record that
+    /// counts.
     fn undo(&mut self, at: u64, error: &io::Error) -> Unwritable {
         self.spool.total().write_errors.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.file.set_len(at) {
-            tracing::error!(journal = %self.spool.dir().display(), %error, "a half-written usage record stays; it will be cut at the next start");
+            tracing::error!(journal = %self.spool.dir().display(), %error, "half-written usage records stay; nothing is written behind them");
+            // The segment is full: the next record begins another one, and this one ends at `at`.
+            self.offset = self.offset.max(self.spool.options().segment_bytes);
         }
         tracing::warn!(journal = %self.spool.dir().display(), %error, "a usage record could not be written");
         unwritable(error)
@@ -352,6 +371,8 @@ impl Journal {
     }
 
     fn closed(&mut self, id: &[u8; 16]) {
+        // It went away before it asked.
+        _ = self.take_refusal(id);
         if let Some(intent) = self.open.remove(id) {
             self.leave(intent.segment);
             self.publish_oldest();

@@ -71,11 +71,7 @@ enum Lost {
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // tonic's own text is only "transport error"; the cause is behind it.
-            Self::Transport(e) => match std::error::Error::source(e) {
-                Some(cause) => write!(f, "cannot connect: {cause}"),
-                None => write!(f, "cannot connect: {e}"),
-            },
+            Self::Transport(e) => write!(f, "cannot connect: {}", runtime::rpc::cause(e)),
             Self::Status(status) => write!(f, "{:?}: {}", status.code(), status.message()),
             Self::Timeout => f.write_str("no answer in time"),
             Self::Ended => f.write_str("the control plane ended the stream"),

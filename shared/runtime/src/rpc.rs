@@ -30,6 +30,11 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+/// Why a connection failed: tonic's own text is only "transport error", the cause is behind it.
+pub fn cause(error: &tonic::transport::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 /// A connected transport.
 pub type BoxIo = Box<dyn Io>;
 
