@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod authority;
+mod changes;
 pub mod compile_task;
 pub mod fleet;
 pub mod listener;

@@ -6,10 +6,10 @@
 //! it fast, and a look every second is the floor under them. Who is there is judged by the database's
 //! clock alone.
 //!
-//! **A replica that others do not see serves no nodes.** After [`LOST_AFTER`] they take its nodes for
-//! gone, and say that a change serves everywhere without asking it. By then its streams have ended: a
-//! process that hangs is left by its nodes after 30 s of silence, and one that cannot reach the database
-//! ends them itself after [`CUT_OFF_AFTER`].
+//! **A replica that others do not see serves no nodes.** After 45 s they take its nodes for gone, and
+//! say that a change serves everywhere without asking it. By then its streams have ended: a process that
+//! hangs is left by its nodes after 30 s of silence, and one that cannot reach the database ends them
+//! itself after 30 s.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
