@@ -74,6 +74,11 @@ impl Db {
         &self.pool
     }
 
+    /// Where it is, with its password: for connections beside the pool.
+    pub fn url(&self) -> String {
+        self.pool.connect_options().database_url.to_string()
+    }
+
     /// Which engine this is.
     pub fn engine(&self) -> Engine {
         self.engine

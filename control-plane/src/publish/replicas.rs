@@ -139,7 +139,7 @@ pub async fn leave(app: &App) {
 
 /// A connection of its own: a busy pool must not make this replica look gone.
 async fn connect(app: &App) -> Result<AnyConnection, sqlx::Error> {
-    AnyConnection::connect(app.config.database_url.as_deref().unwrap_or_default()).await
+    AnyConnection::connect(&app.db.url()).await
 }
 
 /// Asks every other replica, and waits for their answers.
@@ -214,10 +214,9 @@ async fn others(app: &App) -> Result<Vec<String>, sqlx::Error> {
 
 /// Hears of what other replicas commit and ask, for as long as the process runs.
 async fn listen(app: App) {
-    let url = app.config.database_url.clone().unwrap_or_default();
     loop {
         let lost = tokio::select! {
-            lost = hear(&app, &url) => lost,
+            lost = hear(&app) => lost,
             () = app.shutdown.asked() => return,
         };
         if let Err(error) = lost {
@@ -232,8 +231,8 @@ async fn listen(app: App) {
     }
 }
 
-async fn hear(app: &App, url: &str) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect(url).await?;
+async fn hear(app: &App) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect(&app.db.url()).await?;
     listener.listen_all([CHANGES, FLEET]).await?;
     app.wake();
     let replicas = &app.publish.replicas;
