@@ -95,11 +95,11 @@ impl Returning {
             return;
         }
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = None;
+        let idle = Idle { sender, since: None };
         match pool.get_mut(&self.origin) {
-            Some(idle) if idle.len() < self.limits.idle_per_host => idle.push(Idle { sender, since }),
+            Some(others) if others.len() < self.limits.idle_per_host => others.push(idle),
             Some(_) => {}
-            None => _ = pool.insert(self.origin.clone(), vec![Idle { sender, since }]),
+            None => _ = pool.insert(self.origin.clone(), vec![idle]),
         }
     }
 }

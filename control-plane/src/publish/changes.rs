@@ -75,8 +75,6 @@ pub struct NodeChange {
     id: String,
     /// As it calls itself.
     display_name: String,
-    /// RFC 3339.
-    connected_since: String,
     /// How far it is.
     state: NodeChangeState,
     /// Revision that it serves.
@@ -141,16 +139,12 @@ async fn change(
         if found.serving || over {
             return Reply::json(StatusCode::OK, &found);
         }
-        let moved = async {
-            tokio::select! {
-                _ = fleet.changed() => {}
-                _ = board.changed() => {}
-            }
-        };
         let pause = if asked { ASK_AGAIN } else { LOOK_AGAIN };
         tokio::select! {
-            () = moved, if !asked => {}
-            () = tokio::time::sleep(pause), if asked => continue,
+            // What moves at other replicas is not heard of here.
+            () = std::future::ready(()), if asked => {}
+            _ = fleet.changed(), if !asked => {}
+            _ = board.changed(), if !asked => {}
             () = tokio::time::sleep_until(deadline) => continue,
             () = app.shutdown.asked() => return Reply::json(StatusCode::OK, &found),
         }
@@ -207,7 +201,6 @@ pub(super) fn nodes_of(app: &App, scope: &str, revision: u64) -> Vec<NodeChange>
         NodeChange {
             id: id.to_string(),
             display_name: progress.display_name,
-            connected_since: rfc3339(progress.connected_at_ms),
             state,
             revision: serves,
             refusal: refusal.map(|(refusal, at_ms)| refusal_view(&refusal, at_ms)),

@@ -77,8 +77,6 @@ pub struct Serving {
 pub struct Progress {
     /// As it calls itself.
     pub display_name: String,
-    /// Milliseconds since 1970.
-    pub connected_at_ms: i64,
     /// What it serves; `None` = nothing of the scope.
     pub serving: Option<Serving>,
     /// Its newest refusal that still stands, and when, milliseconds since 1970.
@@ -203,7 +201,6 @@ impl Fleet {
         let connected = nodes.iter().filter(|(_, node)| node.stream.is_some());
         let progress = |node: &NodeState| Progress {
             display_name: node.display_name.clone(),
-            connected_at_ms: node.connected_at_ms,
             serving: node.serves.get(scope).copied(),
             refusal: node.refused.get(scope).cloned(),
         };
