@@ -24,19 +24,19 @@ use serde_json::{Value, json};
 use crate::drain::Phase;
 use crate::node::Node;
 use crate::usage::journal::Spool;
-use crate::worker::Worker;
+use crate::worker::Health;
 
 /// What the port tells about.
 #[derive(Clone)]
 pub struct Admin {
     node: Arc<Node>,
-    workers: Vec<Arc<Worker>>,
+    workers: Vec<Health>,
     spools: Vec<Arc<Spool>>,
 }
 
 impl Admin {
     /// About these.
-    pub fn new(node: Arc<Node>, workers: Vec<Arc<Worker>>, spools: Vec<Arc<Spool>>) -> Self {
+    pub fn new(node: Arc<Node>, workers: Vec<Health>, spools: Vec<Arc<Spool>>) -> Self {
         Self { node, workers, spools }
     }
 
@@ -147,8 +147,8 @@ impl Admin {
             .workers
             .iter()
             .enumerate()
-            .flat_map(|(worker, w)| {
-                let fleet = w.fleet();
+            .flat_map(|(worker, health)| {
+                let fleet = health.lock();
                 let troubled = fleet.troubled(now);
                 troubled
                     .map(|(circuit, standing)| {
@@ -176,7 +176,7 @@ impl Collector for State {
         let status = admin.node.store.status();
         let relaxed = std::sync::atomic::Ordering::Relaxed;
         let now = clock::monotonic_ms();
-        let open: usize = admin.workers.iter().map(|w| w.fleet().troubled(now).count()).sum();
+        let open: usize = admin.workers.iter().map(|health| health.lock().troubled(now).count()).sum();
         let journal = admin.spools.first().map_or(0, |spool| spool.total().used());
         let unacked: u64 = admin.spools.iter().map(|spool| spool.unacked()).sum();
         let gauges = [

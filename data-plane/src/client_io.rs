@@ -41,9 +41,9 @@ const NOTHING: u8 = 3;
 
 impl Activity {
     /// The head is complete; the request runs until the guard is dropped.
-    pub fn request(&self) -> InRequest {
+    pub fn request(self) -> InRequest {
         self.0.store(REQUEST, Ordering::Relaxed);
-        InRequest(self.0.clone())
+        InRequest(self.0)
     }
 }
 
@@ -88,34 +88,27 @@ impl ClientIo {
     /// has changed or the timer has fired.
     fn check_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let activity = self.activity.0.load(Ordering::Relaxed);
+        let limit = match activity {
+            HEAD => self.deadlines.head,
+            IDLE => self.deadlines.idle,
+            // A running request has its own deadlines, and hyper reads on when it is over.
+            _ => return Poll::Pending,
+        };
         if activity != self.seen {
             self.seen = activity;
             self.read_since = Instant::now();
         }
-        let limit = match activity {
-            HEAD => self.deadlines.head,
-            IDLE => self.deadlines.idle,
-            // A running request has its own deadlines; look again later.
-            _ => Duration::MAX,
-        };
-        loop {
-            let tick = limit.min(self.deadlines.head.max(self.deadlines.idle));
-            if self.read.deadline() > self.read_since + tick {
-                self.read.as_mut().reset(self.read_since + tick);
-            }
-            if self.read.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let now = Instant::now();
-            if now.saturating_duration_since(self.read_since) >= limit {
+        let end = self.read_since + limit;
+        if self.read.deadline() > end {
+            self.read.as_mut().reset(end);
+        }
+        while self.read.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= end {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            if limit == Duration::MAX {
-                // The next look counts from this one.
-                self.read_since = now;
-            }
-            self.read.as_mut().reset(self.read_since + tick);
+            self.read.as_mut().reset(end);
         }
+        Poll::Pending
     }
 
     fn check_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {

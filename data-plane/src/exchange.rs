@@ -1,13 +1,14 @@
 //! One admitted request from its intent to its final record. However it ends (answered, failed, cut,
 //! caller gone, panic), it is settled exactly once.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
 use providers::{Dialect, Usage};
 use router::price::Priced;
-use router::{Attempts, Now, Plan, Slot};
+use router::{Attempts, Next, Now, Plan, Slot};
 use runtime::clock;
 use shared::failure::Failure;
 use shared::ids::RequestId;
@@ -18,7 +19,7 @@ use shared::snapshot::ApiKey;
 use crate::drain::InFlight;
 use crate::headers::Trace;
 use crate::observe::{Attempt, Observed};
-use crate::usage::journal::Unwritable;
+use crate::usage::journal::{Gate, Unwritable};
 use crate::usage::meter::Meter;
 use crate::worker::Worker;
 
@@ -66,8 +67,6 @@ pub struct Asked<'a> {
     pub key: &'a Arc<ApiKey>,
     /// "chat_completions".
     pub endpoint: &'static str,
-    /// As the caller wrote it.
-    pub model: &'a str,
     /// The end user as the caller named it.
     pub identity: &'a str,
     /// The answer is to be a stream.
@@ -83,7 +82,7 @@ pub struct Asked<'a> {
 /// The state of one admitted request.
 pub struct Exchange {
     /// The thread it runs on.
-    pub worker: Arc<Worker>,
+    pub worker: Rc<Worker>,
     /// What was decided.
     pub plan: Plan,
     /// What was tried.
@@ -97,7 +96,6 @@ pub struct Exchange {
     pub spare: HeaderMap,
     key: Arc<ApiKey>,
     endpoint: &'static str,
-    model: String,
     identity: String,
     stream: bool,
     meter: Option<Meter>,
@@ -109,12 +107,13 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Queues the intent; `now` is the time of deciding. To be followed by [`Exchange::begun`].
+    /// Queues the intent; `now` is the time of deciding. It is written when the first byte passes
+    /// [`Exchange::gate`].
     ///
     /// # Errors
     /// When usage cannot be written down: the request must be refused.
     pub fn begin(
-        worker: &Arc<Worker>,
+        worker: &Rc<Worker>,
         plan: Plan,
         asked: Asked<'_>,
         now: Now,
@@ -129,7 +128,6 @@ impl Exchange {
             spare: asked.spare,
             key: asked.key.clone(),
             endpoint: asked.endpoint,
-            model: asked.model.to_owned(),
             identity: asked.identity.to_owned(),
             stream: asked.stream,
             meter: None,
@@ -150,32 +148,50 @@ impl Exchange {
         Ok(exchange)
     }
 
-    /// Waits until the intent is written.
-    ///
-    /// # Errors
-    /// When it cannot be: the request must be refused, and is not metered.
-    pub async fn begun(&mut self) -> Result<(), Unwritable> {
-        self.written().await.inspect_err(|_| self.meter = None)
+    /// What is sent to a provider must pass this first.
+    pub fn gate(&self) -> Gate {
+        self.worker.journal.gate(*self.arrival.id.as_bytes())
     }
 
-    /// An attempt begins at `slot`, at the monotonic time `at`.
+    /// Takes the request back when its intent could not be written: no provider got it, nothing is
+    /// metered, and it must be refused. Otherwise does nothing.
+    pub fn withdraw(&mut self) -> Option<Unwritable> {
+        let refused = self.worker.journal.take_refusal(self.arrival.id.as_bytes())?;
+        self.meter = None;
+        self.attempts.abandon(&self.plan, &mut self.worker.health.lock(), self.arrival.now());
+        Some(refused)
+    }
+
+    /// What comes next, at the monotonic time `at`. An attempt that is to be made now has begun.
+    pub fn next_attempt(&mut self, at: Duration, seed: u64) -> Next {
+        let now = self.arrival.clocks_at(at);
+        let mut fleet = self.worker.health.lock();
+        let next = self.attempts.step(&self.plan, &mut fleet, now, seed);
+        if let Next::Try(slot) = next {
+            self.attempts.begin(&self.plan, slot, &mut fleet, now);
+            self.trail.push(Attempt::begun(slot, at));
+        }
+        next
+    }
+
+    /// The attempt that was waited for begins at the monotonic time `at`.
     pub fn attempt_begins(&mut self, slot: Slot, at: Duration) {
         let now = self.arrival.clocks_at(at);
-        self.attempts.begin(&self.plan, slot, &mut self.worker.fleet(), now);
-        self.trail.push(Attempt { slot, began: at, ended: None, status: 0, failure: None });
+        self.attempts.begin(&self.plan, slot, &mut self.worker.health.lock(), now);
+        self.trail.push(Attempt::begun(slot, at));
     }
 
     /// The attempt failed, before or after the commit point.
     pub fn attempt_failed(&mut self, failure: &Failure) {
         let (seed, at) = (runtime::random::seed(), clock::monotonic());
-        self.attempts.fail(&self.plan, failure, &mut self.worker.fleet(), self.arrival.clocks_at(at), seed);
+        self.attempts.fail(&self.plan, failure, &mut self.worker.health.lock(), self.arrival.clocks_at(at), seed);
         self.end_attempt(at, failure.status.unwrap_or(0), Some(failure.kind));
     }
 
     /// A good answer has begun.
     pub fn attempt_answered(&mut self) {
         let at = clock::monotonic();
-        self.attempts.answered(&self.plan, &mut self.worker.fleet(), self.arrival.clocks_at(at));
+        self.attempts.answered(&self.plan, &mut self.worker.health.lock(), self.arrival.clocks_at(at));
         if self.first_byte_us == 0 {
             self.first_byte_us = micros(at.saturating_sub(self.arrival.at));
         }
@@ -216,21 +232,17 @@ impl Exchange {
         usage: Option<&Usage>,
     ) -> Option<Nanos> {
         let cost = self.end(outcome, status, code, usage);
-        // Only intents are refused.
-        _ = self.written().await;
+        self.worker.journal.written().await;
         cost
-    }
-
-    /// Waits until this request's records are written.
-    async fn written(&self) -> Result<(), Unwritable> {
-        self.worker.journal.written(self.arrival.id.as_bytes()).await
     }
 
     /// Queues the final record.
     fn end(&mut self, outcome: Outcome, status: u16, code: &str, usage: Option<&Usage>) -> Option<Nanos> {
         self.meter.as_ref()?;
         let at = clock::monotonic();
-        self.attempts.abandon(&self.plan, &mut self.worker.fleet(), self.arrival.clocks_at(at));
+        if self.attempts.running() {
+            self.attempts.abandon(&self.plan, &mut self.worker.health.lock(), self.arrival.clocks_at(at));
+        }
         self.end_attempt(at, status, None);
         let slot = self.last_slot();
         let priced = usage.zip(slot).and_then(|(usage, slot)| price(&self.plan, slot, usage, self.arrival.wall_ms));
@@ -301,7 +313,7 @@ impl Exchange {
         self.key.id.push_to(&mut record.api_key_id);
         record.identity.push_str(&self.identity);
         record.endpoint.push_str(self.endpoint);
-        record.requested_model.push_str(&self.model);
+        record.requested_model.push_str(&self.plan.requested);
         record.stream = self.stream;
         record.revision = self.plan.revision;
         record.started_at_ms = self.arrival.wall_ms;

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::exchange::Exchange;
 use crate::headers::Trace;
 use crate::upstream::{self, CallDeadlines, Reply, Returning, SliceBody};
+use crate::usage::journal::Unwritable;
 
 /// What is to be sent, whoever it goes to.
 pub struct Job<'a> {
@@ -61,7 +62,15 @@ pub struct Source {
     pub until: Instant,
 }
 
-/// The last failure, when nothing more is tried.
+/// Why there is no answer.
+pub enum Unanswered {
+    /// Nothing more is tried.
+    Failed(Box<Failed>),
+    /// It could not be written down that something would be tried.
+    Unwritable(Unwritable),
+}
+
+/// The last failure.
 pub struct Failed {
     /// What went wrong.
     pub failure: Failure,
@@ -76,32 +85,34 @@ impl From<Failure> for Failed {
 }
 
 /// Tries until there is an answer or nothing left to try.
-pub async fn run(exchange: &mut Exchange, job: &Job<'_>) -> Result<Answered, Box<Failed>> {
+pub async fn run(exchange: &mut Exchange, job: &Job<'_>) -> Result<Answered, Unanswered> {
     let until =
         Instant::from_std(clock::instant(exchange.arrival.at)) + Duration::from_millis(exchange.plan.limits.total_ms);
     let mut last: Option<Failed> = None;
     loop {
         let (seed, now) = (runtime::random::seed(), clock::monotonic());
-        let clocks = exchange.arrival.clocks_at(now);
-        let next = exchange.attempts.step(&exchange.plan, &mut exchange.worker.fleet(), clocks, seed);
-        let (slot, now) = match next {
+        let (slot, now) = match exchange.next_attempt(now, seed) {
             Next::Try(slot) => (slot, now),
             Next::Wait { ms, slot } => {
                 tokio::time::sleep(Duration::from_millis(ms)).await;
-                (slot, clock::monotonic())
+                let now = clock::monotonic();
+                exchange.attempt_begins(slot, now);
+                (slot, now)
             }
             Next::Stop(stop) => {
                 tracing::debug!(request = %exchange.arrival.id, stop = stop.code(), "no further attempt");
-                return Err(Box::new(last.unwrap_or_else(|| nothing_tried().into())));
+                return Err(Unanswered::Failed(Box::new(last.unwrap_or_else(|| nothing_tried().into()))));
             }
         };
-        exchange.attempt_begins(slot, now);
         match attempt(exchange, job, slot, Instant::from_std(clock::instant(now)), until).await {
             Ok(answered) => {
                 exchange.attempt_answered();
                 return Ok(answered);
             }
             Err(mut failed) => {
+                if let Some(reason) = exchange.withdraw() {
+                    return Err(Unanswered::Unwritable(reason));
+                }
                 exchange.hide_secret(job.dialect, &mut failed.failure);
                 let (id, attempt) = (&exchange.arrival.id, exchange.attempts.count());
                 tracing::info!(request = %id, attempt, failure = ?failed.failure, "an attempt failed");
@@ -131,7 +142,7 @@ async fn attempt(
     let deadlines = deadlines(candidate, &worker.node.limits.call, now, until);
     let outgoing = job.head.outgoing(job.body, &candidate.offering.upstream_model, quirks);
     let usage_added = outgoing.usage_added;
-    let body = SliceBody::new(outgoing.slices, outgoing.len);
+    let body = SliceBody::new(exchange.gate(), outgoing.slices, outgoing.len);
     let request = request(candidate, access, job, body, exchange.trace.as_ref(), spare)?;
     let mut reply = worker.upstream.call(candidate.base_url(), request, &deadlines).await?;
     let secret = access.credential.as_deref().and_then(Credential::secret);

@@ -1,8 +1,8 @@
 //! The headers of our answers, and those that cross from the caller to a provider.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use shared::ids::RequestId;
 use shared::money::Nanos;
@@ -54,21 +54,22 @@ pub fn event_stream(mut headers: HeaderMap) -> HeaderMap {
 
 /// Which request it was, which way it went, and what it cost when that is known already.
 pub fn routed(headers: &mut HeaderMap, exchange: &Exchange, cost: Option<Nanos>) {
-    let mut texts = Texts::default();
-    texts.add(X_REQUEST_ID, |text| exchange.arrival.id.push_to(text));
-    texts.add(REVISION, |text| _ = write!(text, "{}", exchange.plan.revision));
-    texts.add(REASON, |text| _ = write!(text, "{}", exchange.plan.reason));
-    if let Some(cost) = cost {
-        texts.add(COST_USD, |text| _ = write!(text, "{cost}"));
-    }
     headers.insert(ATTEMPTS, small(exchange.attempts.count()));
     let tried = exchange.last_slot().and_then(|slot| exchange.plan.at(slot));
     if let Some((candidate, _)) = tried {
-        texts.add(PROVIDER, |text| text.push_str(&candidate.provider.slug));
-        texts.add(RESOLVED_MODEL, |text| text.push_str(&candidate.name));
         headers.insert(FALLBACK_LEVEL, small(candidate.level));
     }
-    texts.insert_into(headers);
+    let mut texts = Texts { headers, text: BytesMut::with_capacity(256) };
+    texts.add(X_REQUEST_ID, exchange.arrival.id);
+    texts.add(REVISION, exchange.plan.revision);
+    texts.add(REASON, exchange.plan.why());
+    if let Some(cost) = cost {
+        texts.add(COST_USD, cost);
+    }
+    if let Some((candidate, _)) = tried {
+        texts.add(PROVIDER, &candidate.provider.slug);
+        texts.add(RESOLVED_MODEL, candidate.name());
+    }
     if let Some((candidate, _)) = tried
         && exchange.worker.node.orca_headers
         && let Some(name) = headers.get(RESOLVED_MODEL).cloned()
@@ -81,33 +82,19 @@ pub fn routed(headers: &mut HeaderMap, exchange: &Exchange, cost: Option<Nanos>)
     }
 }
 
-/// Values of headers, one behind the other in one piece of memory.
-struct Texts {
-    text: String,
-    ends: Vec<(HeaderName, usize)>,
+/// Adds headers whose values lie one behind the other in one piece of memory.
+struct Texts<'h> {
+    headers: &'h mut HeaderMap,
+    text: BytesMut,
 }
 
-impl Default for Texts {
-    fn default() -> Self {
-        Self { text: String::with_capacity(256), ends: Vec::with_capacity(6) }
-    }
-}
-
-impl Texts {
-    fn add(&mut self, name: HeaderName, write: impl FnOnce(&mut String)) {
-        write(&mut self.text);
-        self.ends.push((name, self.text.len()));
-    }
-
+impl Texts<'_> {
     /// Names come from the snapshot and are not all header text: what does not fit is left out.
-    fn insert_into(self, headers: &mut HeaderMap) {
-        let text = Bytes::from(self.text);
-        let mut start = 0;
-        for (name, end) in self.ends {
-            if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(start..end)) {
-                headers.insert(name, value);
-            }
-            start = end;
+    fn add(&mut self, name: HeaderName, value: impl fmt::Display) {
+        // Memory is added where it is needed.
+        _ = write!(self.text, "{value}");
+        if let Ok(value) = HeaderValue::from_maybe_shared(self.text.split().freeze()) {
+            self.headers.insert(name, value);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use runtime::{clock, task};
 use shared::ids::NodeId;
 use shared::proto;
 use shared::snapshot::{Addresses, SHARED_SCOPE};
+use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 
 use crate::admin;
@@ -27,7 +29,7 @@ use crate::observe::{self, Counters, Telling, metrics::Metrics};
 use crate::snapshot::{Client, Store, client};
 use crate::upstream::{PoolLimits, Upstream};
 use crate::usage::{journal, reporter};
-use crate::worker::{self, Worker};
+use crate::worker::{self, Health, Worker};
 
 /// What all threads of a node share. Nothing in it is locked by a request.
 pub struct Node {
@@ -161,16 +163,19 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
     let telling = Telling { access_log: config.tuning.access_log, spans: config.export_spans };
     let (phase, phases) = watch::channel(Phase::Open);
     let mut threads = Vec::with_capacity(workers);
-    let mut served = Vec::with_capacity(workers);
-    for (index, (listener, writer)) in listeners.into_iter().zip(journals.writers).enumerate() {
-        let upstream = Upstream::new(tls.clone(), egress(&config)?, POOL);
-        let worker = Arc::new(Worker::new(
-            node.clone(),
-            upstream,
-            writer,
-            observe::Queue::new(telling.access_log || telling.spans),
-        ));
-        served.push(worker.clone());
+    let (mut queues, mut healths) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
+    for (index, (listener, journal)) in listeners.into_iter().zip(journals.journals).enumerate() {
+        let (node, tls, egress) = (node.clone(), tls.clone(), egress(&config)?);
+        let (observed, health) = (observe::Queue::new(telling.access_log || telling.spans), Health::default());
+        queues.push(observed.clone());
+        healths.push(health.clone());
+        let worker = move || Worker {
+            node,
+            upstream: Upstream::new(tls, egress, POOL),
+            journal: journal::Writer::new(journal),
+            observed,
+            health,
+        };
         threads.push(serve_on_thread(index, worker, listener, phases.clone())?);
     }
 
@@ -188,9 +193,9 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
         ),
         reporter: reporter::Reporter::new(&journals.spools, dialer.clone(), reporter::Options::default()),
         renewal: identity.map(|identity| (identity, dialer)),
-        admin: admin::Admin::new(node.clone(), served.clone(), journals.spools),
+        admin: admin::Admin::new(node.clone(), healths, journals.spools),
         listener: admin,
-        workers: served,
+        queues,
         node,
         phase,
         syncer: journals.syncer,
@@ -212,7 +217,7 @@ struct Background {
     renewal: Option<(Arc<Identity>, Dialer)>,
     admin: admin::Admin,
     listener: std::net::TcpListener,
-    workers: Vec<Arc<Worker>>,
+    queues: Vec<observe::Queue>,
     node: Arc<Node>,
     phase: watch::Sender<Phase>,
     syncer: journal::Syncer,
@@ -240,8 +245,7 @@ impl Background {
         let metrics = Metrics::register(&mut registry);
         self.admin.register(&mut registry);
         reporter::register(&mut registry, self.reporter.status());
-        let queues: Vec<observe::Queue> = self.workers.iter().map(|w| w.observed.clone()).collect();
-        let collecting = task::spawn("observations", collect(queues, metrics, self.telling, drained.clone()));
+        let collecting = task::spawn("observations", collect(self.queues, metrics, self.telling, drained.clone()));
         let admin = task::spawn("admin", self.admin.serve(self.listener, registry, drained.clone()));
         let syncing = task::spawn("snapshots", self.client.run(drained.clone()));
         let reporting = task::spawn("usage reports", self.reporter.run(drained.clone()));
@@ -303,13 +307,14 @@ async fn collect(queues: Vec<observe::Queue>, mut metrics: Metrics, telling: Tel
 
 fn serve_on_thread(
     index: usize,
-    worker: Arc<Worker>,
+    worker: impl FnOnce() -> Worker + Send + 'static,
     listener: std::net::TcpListener,
     phases: watch::Receiver<Phase>,
 ) -> io::Result<std::thread::JoinHandle<()>> {
     task::thread(&format!("worker-{index}"), move || {
-        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        match tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
             Ok(runtime) => runtime.block_on(async move {
+                let worker = Rc::new(worker());
                 // Connections that outlive the drain are closed with the thread.
                 let cut = async {
                     let mut phases = phases.clone();

@@ -54,6 +54,11 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// One that begins at the monotonic time `began`.
+    pub fn begun(slot: Slot, began: Duration) -> Self {
+        Self { slot, began, ended: None, status: 0, failure: None }
+    }
+
     /// How long it took, microseconds.
     pub fn micros(&self) -> u64 {
         let took = self.ended.map_or(Duration::ZERO, |ended| ended.saturating_sub(self.began));

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use shared::snapshot::{ApiKey, Snapshot, Workspace};
 use crate::client_io::{Activity, InRequest};
 use crate::drain::{InFlight, Phase};
 use crate::exchange::{Arrival, Asked, Exchange};
-use crate::execute::{self, Answered, Failed};
+use crate::execute::{self, Answered, Failed, Unanswered};
 use crate::headers;
 use crate::identify::identify;
 use crate::ingress::{self, Problem, Route, models, read};
@@ -31,7 +32,7 @@ const DIALECT: Dialect = Dialect::OpenAi;
 
 /// Answers one request, whatever it is. The connection counts as busy until the answer's last byte.
 pub async fn serve(
-    worker: Arc<Worker>,
+    worker: Rc<Worker>,
     peer: IpAddr,
     request: Request<Incoming>,
     activity: Activity,
@@ -87,7 +88,7 @@ impl<P: Into<Problem>> From<P> for Refused {
 }
 
 async fn answer(
-    worker: &Arc<Worker>,
+    worker: &Rc<Worker>,
     peer: IpAddr,
     arrival: Arrival,
     request: Request<Incoming>,
@@ -132,7 +133,7 @@ struct Caller<'a> {
 }
 
 async fn call(
-    worker: &Arc<Worker>,
+    worker: &Rc<Worker>,
     snapshot: &Snapshot,
     caller: Caller<'_>,
     arrival: Arrival,
@@ -149,7 +150,6 @@ async fn call(
     let body = read::whole(body, &worker.node.limits.body).await?;
     let head = DIALECT.read_request(endpoint, &body)?;
     let mut exchange = decide(worker, snapshot, &caller, arrival, endpoint, &head, headers, in_flight)?;
-    exchange.begun().await.map_err(Problem::unwritable)?;
     let job = execute::Job { dialect: DIALECT, endpoint, head: &head, body: &body };
     match Box::pin(execute::run(&mut exchange, &job)).await {
         Ok(Answered::Whole { body, usage }) => {
@@ -164,14 +164,15 @@ async fn call(
             exchange.commit();
             Ok(Reply::Stream { headers, relay: Box::new(Relay::new(exchange, *source, DIALECT)) })
         }
-        Err(failed) => Err(refuse(exchange, *failed)),
+        Err(Unanswered::Failed(failed)) => Err(refuse(exchange, *failed)),
+        Err(Unanswered::Unwritable(reason)) => Err(Problem::unwritable(reason).into()),
     }
 }
 
 /// Routes a request that is read, and begins it when there is somewhere to go.
 #[expect(clippy::too_many_arguments, reason = "all that is known of a request; each is used once")]
 fn decide(
-    worker: &Arc<Worker>,
+    worker: &Rc<Worker>,
     snapshot: &Snapshot,
     caller: &Caller<'_>,
     arrival: Arrival,
@@ -182,7 +183,7 @@ fn decide(
 ) -> Result<Box<Exchange>, Refused> {
     let facts = facts(caller, endpoint, head, worker.node.limits.total_ms);
     let now = arrival.now();
-    let plan = match router::plan(snapshot, &facts, &worker.fleet(), now, runtime::random::seed()) {
+    let plan = match router::plan(snapshot, &facts, &worker.health.lock(), now, runtime::random::seed()) {
         Decision::Plan(plan) => plan,
         Decision::Refusal(refusal) => return Err(refusal.into()),
     };
@@ -192,7 +193,6 @@ fn decide(
         arrival,
         key: caller.key,
         endpoint: endpoint.name(),
-        model: head.requested_model(),
         identity: head.user.as_deref().unwrap_or_default(),
         stream: head.stream,
         prompt_tokens: head.prompt_tokens_estimate,

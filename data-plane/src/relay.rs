@@ -139,7 +139,7 @@ impl Relay {
         self.settle(Outcome::Completed, "");
         let Some((mut body, connection)) = self.body.take() else { return };
         // Usually the end of the body lies right behind the end of the stream.
-        runtime::task::spawn("stream end", async move {
+        runtime::task::spawn_local("stream end", async move {
             let rest = async { while let Some(Ok(_)) = upstream::next_data(&mut body).await {} };
             if tokio::time::timeout(TICK, rest).await.is_ok() {
                 connection.keep();

@@ -8,9 +8,11 @@ mod body;
 mod connect;
 mod resolve;
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -56,7 +58,7 @@ pub struct CallDeadlines {
 pub struct Upstream {
     connector: Connector,
     limits: PoolLimits,
-    idle: Arc<Mutex<Pool>>,
+    idle: Rc<RefCell<Pool>>,
 }
 
 /// By [`BaseUrl::origin`].
@@ -83,7 +85,7 @@ pub struct Reply {
 pub struct Returning {
     sender: Option<SendRequest<SliceBody>>,
     origin: Arc<str>,
-    pool: Arc<Mutex<Pool>>,
+    pool: Rc<RefCell<Pool>>,
     limits: PoolLimits,
 }
 
@@ -94,7 +96,7 @@ impl Returning {
         if sender.is_closed() {
             return;
         }
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = self.pool.borrow_mut();
         let idle = Idle { sender, since: None };
         match pool.get_mut(&self.origin) {
             Some(others) if others.len() < self.limits.idle_per_host => others.push(idle),
@@ -107,7 +109,7 @@ impl Returning {
 impl Upstream {
     /// An empty pool.
     pub fn new(tls: Arc<rustls::ClientConfig>, egress: Egress, limits: PoolLimits) -> Self {
-        Self { connector: Connector::new(tls, egress), limits, idle: Arc::default() }
+        Self { connector: Connector::new(tls, egress), limits, idle: Rc::default() }
     }
 
     /// Sends one request and waits for the head of the answer. A kept connection that turns out
@@ -147,7 +149,7 @@ impl Upstream {
 
     /// Closes connections that were idle for too long.
     pub fn prune(&self) {
-        let mut pool = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = self.idle.borrow_mut();
         let now = Instant::now();
         pool.retain(|_, idle| {
             idle.retain_mut(|i| !i.sender.is_closed() && now - *i.since.get_or_insert(now) < self.limits.idle_for);
@@ -156,7 +158,7 @@ impl Upstream {
     }
 
     fn take_idle(&self, origin: &str) -> Option<SendRequest<SliceBody>> {
-        let mut pool = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = self.idle.borrow_mut();
         let idle = pool.get_mut(origin)?;
         // The last one used is the one most likely alive. How long it has been idle is `prune`'s question.
         while let Some(candidate) = idle.pop() {

@@ -1,7 +1,9 @@
 //! One thread that serves requests: its own runtime, listener, upstream connections, breakers and
 //! journal. A request stays on the thread that accepted it and waits for no other.
 
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ use crate::usage::journal::Writer;
 /// How often connections that were idle for too long are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(5);
 
-/// What a request needs of the thread it runs on.
+/// What a request needs of the thread it runs on. It stays there, so what is its own needs no locks.
 pub struct Worker {
     /// What all threads share; nothing in it is locked by a request.
     pub node: Arc<Node>,
@@ -33,19 +35,19 @@ pub struct Worker {
     pub journal: Writer,
     /// What is told to metrics, logs and traces.
     pub observed: observe::Queue,
-    fleet: Mutex<Fleet>,
+    /// What it knows of its providers.
+    pub health: Health,
 }
 
-impl Worker {
-    /// A worker without history.
-    pub fn new(node: Arc<Node>, upstream: Upstream, journal: Writer, observed: observe::Queue) -> Self {
-        Self { node, upstream, journal, observed, fleet: Mutex::default() }
-    }
+/// What a thread knows of its providers' health. Locked by that thread only, and by the admin port for
+/// a moment when somebody looks.
+#[derive(Clone, Default)]
+pub struct Health(Arc<Mutex<Fleet>>);
 
-    /// What this thread knows of its providers' health. Locked by this thread only, and by the admin
-    /// port for a moment when somebody looks.
-    pub fn fleet(&self) -> MutexGuard<'_, Fleet> {
-        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+impl Health {
+    /// Never across an await.
+    pub fn lock(&self) -> MutexGuard<'_, Fleet> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,7 +67,7 @@ pub fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
 }
 
 /// Serves until the node drains and the last connection is done.
-pub async fn run(worker: Arc<Worker>, listener: std::net::TcpListener, phases: watch::Receiver<Phase>) {
+pub async fn run(worker: Rc<Worker>, listener: std::net::TcpListener, phases: watch::Receiver<Phase>) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -80,7 +82,7 @@ pub async fn run(worker: Arc<Worker>, listener: std::net::TcpListener, phases: w
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) if connections.len() < worker.node.limits.connections => {
-                    connections.spawn(serve(worker.clone(), stream, peer, phases.clone()));
+                    connections.spawn_local(serve(worker.clone(), stream, peer, phases.clone()));
                 }
                 // Too many: the caller sees a closed connection, as with a full backlog.
                 Ok(_) => worker.node.counters.refused_connections(),
@@ -114,23 +116,23 @@ async fn reached(phases: &mut watch::Receiver<Phase>) {
 /// Connections that the kernel had accepted for us when we stopped would be reset by closing the
 /// listener: they are served once, and closed in order.
 async fn take_backlog(
-    worker: &Arc<Worker>,
+    worker: &Rc<Worker>,
     listener: &TcpListener,
     connections: &mut tokio::task::JoinSet<()>,
     phases: &watch::Receiver<Phase>,
 ) {
     while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::from_millis(5), listener.accept()).await {
-        connections.spawn(serve(worker.clone(), stream, peer, phases.clone()));
+        connections.spawn_local(serve(worker.clone(), stream, peer, phases.clone()));
     }
 }
 
-async fn serve(worker: Arc<Worker>, stream: TcpStream, peer: SocketAddr, phases: watch::Receiver<Phase>) {
+async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, phases: watch::Receiver<Phase>) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection was gone at once");
         return;
     }
     let activity = Activity::default();
-    let limits = &worker.node.limits;
+    let (limits, drain) = (&worker.node.limits, worker.node.drain.clone());
     let io = ClientIo::new(stream, limits.client, activity.clone());
     let mut http = http1::Builder::new();
     http.max_headers(100).max_header_size(limits.head_bytes);
@@ -139,14 +141,21 @@ async fn serve(worker: Arc<Worker>, stream: TcpStream, peer: SocketAddr, phases:
         async move { Ok::<_, std::convert::Infallible>(pipeline::serve(worker, peer.ip(), request, activity).await) }
     });
     let mut connection = std::pin::pin!(http.serve_connection(io, service));
-    let mut draining = phases;
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = reached(&mut draining) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut phases = phases;
+    let mut draining = std::pin::pin!(reached(&mut phases));
+    let (mut waits, mut told) = (false, false);
+    let ended = poll_fn(|cx| {
+        // Who is to be woken by the first change of the phase does not change: to say it once is enough.
+        if !told && (!waits || drain.phase() > Phase::Open) {
+            waits = true;
+            told = draining.as_mut().poll(cx).is_ready();
+            if told {
+                connection.as_mut().graceful_shutdown();
+            }
         }
-    };
+        connection.as_mut().poll(cx)
+    })
+    .await;
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "a connection ended early");
     }

@@ -9,6 +9,7 @@ mod disconnect;
 mod drain;
 mod failover;
 mod first_request;
+mod full_disk;
 mod joining;
 mod load;
 mod many_keys;

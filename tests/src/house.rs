@@ -38,6 +38,7 @@ pub struct Builder {
     node_args: Vec<String>,
     env: Vec<(String, String)>,
     pinned: Option<(String, String)>,
+    ignored: Option<String>,
     /// Name of a program, and the folder to take it from.
     folders: Vec<(String, PathBuf)>,
 }
@@ -87,6 +88,7 @@ impl Builder {
             node_args: Vec::new(),
             env: Vec::new(),
             pinned: None,
+            ignored: None,
             folders: Vec::new(),
         }
     }
@@ -132,6 +134,11 @@ impl Builder {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Nodes are deaf to this signal, such as "XFSZ".
+    pub fn nodes_ignore(self, signal: &str) -> Self {
+        Self { ignored: Some(signal.to_owned()), ..self }
     }
 
     /// Nodes on these cores, the control plane on those and behind the load, for measuring.
@@ -273,6 +280,9 @@ impl House {
         launch.env.clone_from(&self.builder.env);
         if let Some((nodes, _)) = &self.builder.pinned {
             launch = launch.pinned(nodes);
+        }
+        if let Some(signal) = &self.builder.ignored {
+            launch = launch.ignoring(signal);
         }
         let mut node = Server::start(launch, data_dir)?;
         let line = node.first_line.clone();

@@ -50,6 +50,15 @@ impl Launch {
         self
     }
 
+    /// The same, deaf to this signal, such as "XFSZ".
+    pub fn ignoring(mut self, signal: &str) -> Self {
+        let script = format!("trap '' {signal}; exec \"$0\" \"$@\"");
+        let mut command: Vec<OsString> = vec!["sh".into(), "-c".into(), script.into()];
+        command.append(&mut self.command);
+        self.command = command;
+        self
+    }
+
     /// The same, behind everything else that wants its cores (`nice -n 19`).
     pub fn nice(mut self) -> Self {
         let mut command: Vec<OsString> = vec!["nice".into(), "-n".into(), "19".into()];
@@ -130,6 +139,17 @@ impl Program {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status()?;
         if !status.success() {
             bail!("kill -{name} {}: {status}", self.name);
+        }
+        Ok(())
+    }
+
+    /// Lets its files grow no further than this (`prlimit`); `None`: as they like.
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<()> {
+        let soft = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        let (pid, limit) = (self.pid().to_string(), format!("--fsize={soft}:unlimited"));
+        let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status()?;
+        if !status.success() {
+            bail!("prlimit {limit} of {}: {status}", self.name);
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! What a test needs beyond Rust: PostgreSQL, Python, Node with the official packages. Absent means
+//! What a test needs beyond Rust: PostgreSQL, Python, Node with the official packages,
+//! programs of the system. Absent means
 //! skipped and said so; with `POINTSMAN_TEST_REQUIRE_ALL=1` it means failed.
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -69,6 +70,11 @@ pub fn node() -> Found<PathBuf> {
         return Ok(dir);
     }
     Err(format!("no node_modules/openai in {}; set POINTSMAN_TEST_NODE_DIR", dir.display()))
+}
+
+/// The program `prlimit` of util-linux, which changes the limits of a running process.
+pub fn prlimit() -> Found<()> {
+    Command::new("prlimit").arg("--version").output().map(drop).map_err(|error| format!("prlimit: {error}"))
 }
 
 /// The folder with `control-plane` and `data-plane` of the version before this one:

@@ -90,7 +90,7 @@ pub fn explain(decision: &Decision) -> Explanation {
         Decision::Plan(plan) => Explanation::Plan {
             revision: plan.revision,
             shared_revision: plan.shared_revision,
-            reason: plan.reason.to_string(),
+            reason: plan.why().to_string(),
             candidates: plan.candidates.iter().map(candidate).collect(),
             dropped: plan.dropped.iter().map(dropped).collect(),
             limits: plan.limits,
@@ -115,7 +115,7 @@ fn refused(refusal: &Refusal) -> Explanation {
 
 fn candidate(candidate: &crate::plan::Candidate) -> ExplainedCandidate {
     ExplainedCandidate {
-        name: candidate.name.to_string(),
+        name: candidate.name().to_string(),
         level: candidate.level,
         upstream_model: candidate.offering.upstream_model.to_string(),
         base_url: candidate.base_url().to_string(),

@@ -50,6 +50,13 @@ pub struct Facts<'a> {
     pub total_ms: u64,
 }
 
+impl Facts<'_> {
+    /// The name to put into records: `model`, or the first of `models`.
+    pub fn requested(&self) -> &str {
+        self.models.first().map_or(self.model, |first| first)
+    }
+}
+
 /// Longest inline `models` list.
 pub const MAX_INLINE_MODELS: usize = 5;
 

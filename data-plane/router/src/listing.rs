@@ -40,7 +40,7 @@ pub fn list<'a>(workspace: &'a Workspace, key: &ApiKey, now: Now) -> Vec<Listed<
         for offering in provider.offerings() {
             let found = Found { provider, offering };
             if serves(&found, now) && resolve::allowed(workspace, key, &found) {
-                let name = resolve::full_name(&found);
+                let name = found.full_name().to_string();
                 let name = if offering.private { format!("{}@{name}", workspace.key) } else { name };
                 listed.push(Listed { name, target: Target::Offering { provider, offering } });
             }

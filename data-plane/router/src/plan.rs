@@ -50,7 +50,9 @@ pub struct Plan {
     pub revision: u64,
     /// Revision of the catalogue and its prices.
     pub shared_revision: u64,
-    /// What led to these candidates.
+    /// The model as the caller wrote it; the first one of an ordered list.
+    pub requested: Box<str>,
+    /// How that led to these candidates.
     pub reason: Reason,
     /// In order of preference, each with at least one access; never empty.
     pub candidates: Vec<Candidate>,
@@ -73,11 +75,18 @@ pub struct Candidate {
     pub accesses: Vec<Access>,
     /// Place in the list that the request named, dropped ones counted; 0 = first.
     pub level: u32,
-    /// "provider/model".
-    pub name: Box<str>,
 }
 
 impl Candidate {
+    /// "provider/model".
+    pub fn name(&self) -> impl fmt::Display {
+        self.found().full_name()
+    }
+
+    fn found(&self) -> Found<'_> {
+        Found { provider: &self.provider, offering: &self.offering }
+    }
+
     /// Where to connect.
     pub fn base_url(&self) -> &BaseUrl {
         self.offering.base_url.as_ref().unwrap_or(&self.provider.base_url)
@@ -108,6 +117,19 @@ impl Plan {
         let candidate = self.candidates.get(slot.candidate)?;
         Some((candidate, candidate.accesses.get(slot.access)?))
     }
+
+    /// What led to these candidates; short, for a response header.
+    pub fn why(&self) -> impl fmt::Display {
+        let (kind, name) = match self.reason {
+            Reason::Model => ("model:", &*self.requested),
+            Reason::Alias => ("alias:", &*self.requested),
+            Reason::InlineModels => ("inline:", "models"),
+        };
+        fmt::from_fn(move |f| {
+            f.write_str(kind)?;
+            f.write_str(name)
+        })
+    }
 }
 
 /// Bounds of one request's attempts.
@@ -130,28 +152,15 @@ impl Limits {
     }
 }
 
-/// What led to the candidates; short, for a response header.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What led to the candidates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// The caller named the model.
-    Model(Box<str>),
+    Model,
     /// The caller named an alias.
-    Alias(Box<str>),
+    Alias,
     /// The caller sent an ordered list.
     InlineModels,
-}
-
-/// As the header says it.
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (kind, name) = match self {
-            Self::Model(name) => ("model:", &**name),
-            Self::Alias(name) => ("alias:", &**name),
-            Self::InlineModels => ("inline:", "models"),
-        };
-        f.write_str(kind)?;
-        f.write_str(name)
-    }
 }
 
 /// A name that was considered and left out.
@@ -252,49 +261,49 @@ fn decide(snapshot: &Snapshot, facts: &Facts<'_>, fleet: &Fleet, now: Now, seed:
     let mut dropped = Vec::new();
     let mut least_bad: Option<(u64, Candidate)> = None;
     for (level, wanted) in (0..).zip(&wanted) {
-        let (name, fate) = match &wanted.found {
-            Err(reason) => (wanted.written.into(), Err(*reason)),
-            Ok(found) => (resolve::full_name(found).into_boxed_str(), usable(facts, wanted, found, now)),
-        };
-        let found = match fate {
+        let found = match &wanted.found {
+            Ok(found) => found,
             Err(reason) => {
-                dropped.push(Dropped { name, reason });
+                dropped.push(Dropped { name: wanted.written.into(), reason: *reason });
                 continue;
             }
-            Ok(found) => found,
         };
-        if candidates.iter().any(|seen| seen.name == name) {
-            dropped.push(Dropped { name, reason: DropReason::Duplicate });
+        let mut drop = |reason| dropped.push(Dropped { name: found.full_name().to_string().into(), reason });
+        if let Err(reason) = usable(facts, wanted, found, now) {
+            drop(reason);
+            continue;
+        }
+        if candidates.iter().any(|seen| seen.found() == *found) {
+            drop(DropReason::Duplicate);
             continue;
         }
         if candidates.len() == MAX_CANDIDATES {
-            dropped.push(Dropped { name, reason: DropReason::TooMany });
+            drop(DropReason::TooMany);
             continue;
         }
-        let pool = pool::accesses(&found, facts.environment, fleet, now, seed.wrapping_add(u64::from(level)));
-        let candidate = |accesses, name| Candidate {
+        let pool = pool::accesses(found, facts.environment, fleet, now, seed.wrapping_add(u64::from(level)));
+        let candidate = |accesses| Candidate {
             provider: found.provider.clone(),
             offering: found.offering.clone(),
             accesses,
             level,
-            name,
         };
         match pool {
-            pool::Pool::Open(accesses) => candidates.push(candidate(accesses, name)),
-            pool::Pool::Empty => dropped.push(Dropped { name, reason: DropReason::NoCredential }),
+            pool::Pool::Open(accesses) => candidates.push(candidate(accesses)),
+            pool::Pool::Empty => drop(DropReason::NoCredential),
             pool::Pool::Shut { until_ms, full, access } => {
-                let retry_after_ms = until_ms.saturating_sub(now.mono_ms);
-                dropped.push(Dropped { name: name.clone(), reason: DropReason::Unhealthy { retry_after_ms } });
+                drop(DropReason::Unhealthy { retry_after_ms: until_ms.saturating_sub(now.mono_ms) });
                 let sooner = least_bad.as_ref().is_none_or(|(best, _)| until_ms < *best);
                 if sooner && !full {
-                    least_bad = Some((until_ms, candidate(vec![access], name)));
+                    least_bad = Some((until_ms, candidate(vec![access])));
                 }
             }
         }
     }
     let last_resort = candidates.is_empty() && least_bad.is_some();
     if last_resort && let Some((_, candidate)) = least_bad {
-        dropped.retain(|d| d.name != candidate.name);
+        let name = candidate.name().to_string();
+        dropped.retain(|d| *d.name != *name);
         candidates.push(candidate);
     }
     let Some(first) = candidates.first() else { return Err(nothing_left::refuse(facts, &wanted, dropped)) };
@@ -309,6 +318,7 @@ fn decide(snapshot: &Snapshot, facts: &Facts<'_>, fleet: &Fleet, now: Now, seed:
     Ok(Plan {
         revision: facts.workspace.revision,
         shared_revision: snapshot.shared.revision,
+        requested: facts.requested().into(),
         reason,
         candidates,
         dropped,
@@ -318,7 +328,7 @@ fn decide(snapshot: &Snapshot, facts: &Facts<'_>, fleet: &Fleet, now: Now, seed:
 }
 
 /// Whether an offering may and can take the request, credentials and health apart.
-fn usable<'a>(facts: &Facts<'_>, wanted: &Wanted<'_>, found: &Found<'a>, now: Now) -> Result<Found<'a>, DropReason> {
+fn usable(facts: &Facts<'_>, wanted: &Wanted<'_>, found: &Found<'_>, now: Now) -> Result<(), DropReason> {
     let (provider, model) = (found.provider, &found.offering.facts);
     if !wanted.by_alias && !resolve::allowed(facts.workspace, facts.key, found) {
         return Err(DropReason::NotAllowed);
@@ -354,5 +364,5 @@ fn usable<'a>(facts: &Facts<'_>, wanted: &Wanted<'_>, found: &Found<'a>, now: No
     if model.max_output_tokens != 0 && facts.max_tokens.is_some_and(|wanted| wanted > model.max_output_tokens) {
         return Err(DropReason::OutputTooSmall { max_output_tokens: model.max_output_tokens });
     }
-    Ok(*found)
+    Ok(())
 }

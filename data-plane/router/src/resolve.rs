@@ -2,6 +2,7 @@
 //! can take the request is `plan`'s question.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 
 use shared::snapshot::{ApiKey, Offering, Provider, Workspace};
@@ -26,6 +27,30 @@ pub(crate) struct Wanted<'a> {
 pub(crate) struct Found<'a> {
     pub(crate) provider: &'a Arc<Provider>,
     pub(crate) offering: &'a Arc<Offering>,
+}
+
+impl<'a> Found<'a> {
+    /// `provider/model`.
+    pub(crate) fn full_name(self) -> FullName<'a> {
+        FullName(&self.provider.slug, &self.offering.model)
+    }
+}
+
+/// `provider/model`, not yet put together.
+#[derive(Clone, Copy)]
+pub(crate) struct FullName<'a>(&'a str, &'a str);
+
+impl fmt::Display for FullName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        [self.0, "/", self.1].into_iter().try_for_each(|part| f.write_str(part))
+    }
+}
+
+/// The same one of the same snapshot.
+impl PartialEq for Found<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.provider, other.provider) && Arc::ptr_eq(self.offering, other.offering)
+    }
 }
 
 /// What a request names: why, and in which order.
@@ -58,7 +83,7 @@ pub(crate) fn similar(workspace: &Workspace, key: &ApiKey, written: &str) -> Vec
         .flat_map(|provider| provider.offerings().map(move |offering| Found { provider, offering }))
         .filter(|found| last(&found.offering.model) == wanted || *found.offering.base_model == *written)
         .filter(|found| allowed(workspace, key, found))
-        .map(|found| full_name(&found))
+        .map(|found| found.full_name().to_string())
         .collect();
     names.sort_unstable();
     names.truncate(MAX_LISTED);
@@ -68,18 +93,8 @@ pub(crate) fn similar(workspace: &Workspace, key: &ApiKey, written: &str) -> Vec
 /// Whether the key may use this offering by its own name.
 pub(crate) fn allowed(workspace: &Workspace, key: &ApiKey, found: &Found<'_>) -> bool {
     let Some(rules) = &key.models else { return true };
-    let name = full_name(found);
+    let name = found.full_name().to_string();
     rules.allow(&name) || (found.offering.private && rules.allow(&format!("{}@{name}", workspace.key)))
-}
-
-/// `provider/model`.
-pub(crate) fn full_name(found: &Found<'_>) -> String {
-    let (provider, model) = (&*found.provider.slug, &*found.offering.model);
-    let mut name = String::with_capacity(provider.len() + 1 + model.len());
-    name.push_str(provider);
-    name.push('/');
-    name.push_str(model);
-    name
 }
 
 /// What an alias's target names.
@@ -101,10 +116,10 @@ fn one<'a>(facts: &Facts<'a>, written: &'a str) -> Result<(Reason, Vec<Wanted<'a
             by_alias,
             found: Name::parse(target).map_err(|_| DropReason::NotFound).and_then(|name| find(workspace, name)),
         });
-        return Ok((Reason::Alias(alias.name.clone()), wanted.collect()));
+        return Ok((Reason::Alias, wanted.collect()));
     }
     let wanted = Wanted { written, by_alias: false, found: find(workspace, name) };
-    Ok((Reason::Model(written.into()), vec![wanted]))
+    Ok((Reason::Model, vec![wanted]))
 }
 
 fn parse(written: &str) -> Result<Name<'_>, Refusal> {

@@ -114,6 +114,11 @@ impl Attempts {
         u32::try_from(self.tried.len()).unwrap_or(u32::MAX)
     }
 
+    /// Whether one has begun and its end is not known.
+    pub fn running(&self) -> bool {
+        self.ticket.is_some()
+    }
+
     /// Whether the caller has seen part of an answer.
     pub fn committed(&self) -> bool {
         self.committed

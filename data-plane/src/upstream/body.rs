@@ -1,31 +1,39 @@
 //! A request body made of slices: the caller's bytes around the few that changed, never joined.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-/// Slices to be sent one after the other with a known total length.
+use crate::usage::journal::{Gate, Unwritable};
+
+/// Slices to be sent one after the other with a known total length, behind a [`Gate`].
+///
+/// hyper asks for the first of them before it sends the head, so that both leave in one write: a gate
+/// that refuses keeps the whole request back.
 #[derive(Debug, Clone)]
 pub struct SliceBody {
+    gate: Option<Gate>,
     slices: std::vec::IntoIter<Bytes>,
     left: u64,
 }
 
 impl SliceBody {
-    /// `len` must be the sum of the slices' lengths.
-    pub fn new(slices: Vec<Bytes>, len: usize) -> Self {
-        Self { slices: slices.into_iter(), left: len as u64 }
+    /// `len` must be the sum of the slices' lengths, and more than nothing.
+    pub fn new(gate: Gate, slices: Vec<Bytes>, len: usize) -> Self {
+        Self { gate: Some(gate), slices: slices.into_iter(), left: len as u64 }
     }
 }
 
 impl Body for SliceBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Unwritable;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Unwritable>>> {
+        if let Some(gate) = self.gate.take() {
+            gate.pass()?;
+        }
         let Some(slice) = self.slices.next() else { return Poll::Ready(None) };
         self.left = self.left.saturating_sub(slice.len() as u64);
         Poll::Ready(Some(Ok(Frame::data(slice))))

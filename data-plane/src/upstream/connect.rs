@@ -77,7 +77,7 @@ async fn connect_one(address: SocketAddr) -> std::io::Result<TcpStream> {
 
 async fn handshake<S>(stream: S) -> Result<SendRequest<SliceBody>, Failure>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(512 * 1024)
@@ -86,7 +86,7 @@ where
         .map_err(|e| failed("the HTTP handshake with the provider failed", e))?;
     // Ends when the sender is dropped, or the provider closes. Its errors reach the caller of the
     // request that they broke.
-    runtime::task::spawn("upstream connection", async move { _ = connection.await });
+    runtime::task::spawn_local("upstream connection", async move { _ = connection.await });
     Ok(sender)
 }
 

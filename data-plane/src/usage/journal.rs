@@ -40,7 +40,7 @@ pub use open::{OpenError, Opened, open};
 pub use spool::{Segment, Spool, Total};
 pub use sync::Syncer;
 pub use tail::{Final, Tail, TailError};
-pub use writer::Writer;
+pub use writer::{Gate, Writer};
 
 /// Segments that an intent may lie behind the newest one before it is copied forward. Trimming
 /// deletes whole segments, so without the copy one long request would keep everything after it.
@@ -227,7 +227,12 @@ impl Journal {
         self.flushes
     }
 
-    /// Why the intent of this request was not written, if it was not. Gives it once.
+    /// Why the intent of this request was not written, if it was not.
+    pub fn refusal(&self, id: &[u8; 16]) -> Option<Unwritable> {
+        self.refused.iter().find(|(refused, _)| refused == id).map(|(_, why)| *why)
+    }
+
+    /// As [`Journal::refusal`]. Gives it once.
     pub fn take_refusal(&mut self, id: &[u8; 16]) -> Option<Unwritable> {
         let at = self.refused.iter().position(|(refused, _)| refused == id)?;
         Some(self.refused.swap_remove(at).1)

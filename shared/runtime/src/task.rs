@@ -18,7 +18,7 @@ where
     tokio::spawn(watched(name, future))
 }
 
-/// Spawns a future that stays on this thread; for current-thread runtimes inside a `LocalSet`.
+/// Spawns a future that stays on this thread; for a `LocalRuntime`.
 #[expect(clippy::disallowed_methods, reason = "this is what the others are to use instead")]
 pub fn spawn_local<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
 where

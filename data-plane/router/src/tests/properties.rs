@@ -98,17 +98,18 @@ proptest! {
         });
         for candidate in &plan.candidates {
             prop_assert!(!candidate.accesses.is_empty());
-            let private = format!("acme@{}", candidate.name);
+            let full = candidate.name().to_string().into_boxed_str();
+            let private = format!("acme@{full}");
             let alias = |name: &&&str| house.workspace.aliases.get(**name).is_some_and(|alias| {
                 alias.targets.iter().any(|target| {
-                    **target == *candidate.name || **target == *private || **target == *candidate.offering.model
+                    *target == full || **target == *private || **target == *candidate.offering.model
                 })
             });
             prop_assert!(
-                granted(&candidate.name)
+                granted(&full)
                     || candidate.offering.private && granted(&private)
                     || written.iter().filter(alias).any(|name| granted(name)),
-                "{} with {:?}", candidate.name, rules
+                "{} with {:?}", full, rules
             );
         }
     }

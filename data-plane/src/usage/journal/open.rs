@@ -21,7 +21,7 @@ use super::frame::{self, Kind, Next};
 use super::mark::{Mark, sync_dir};
 use super::spool::{Segment, segment_path};
 use super::sync::Syncer;
-use super::{Journal, Options, Spool, Total, Writer, request_id};
+use super::{Journal, Options, Spool, Total, request_id};
 
 /// Folders that are read at most: workers of this start and of earlier ones.
 const MAX_FOLDERS: usize = 4096;
@@ -52,11 +52,11 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
-/// All journals of a node. Keep `syncer` until the writers are gone.
+/// All journals of a node. Keep `syncer` until the journals are gone.
 #[derive(Debug)]
 pub struct Opened {
     /// One per worker thread, in their order.
-    pub writers: Vec<Writer>,
+    pub journals: Vec<Journal>,
     /// Every journal, also of workers that this start does not have.
     pub spools: Vec<Arc<Spool>>,
     /// Makes them durable until dropped.
@@ -80,8 +80,8 @@ pub fn open(data_dir: &Path, workers: usize, options: &Options) -> Result<Opened
     let spools: Vec<_> = opened.values().map(|journal| journal.spool.clone()).collect();
     let syncer = Syncer::start(spools.clone(), options.sync_interval).map_err(|error| OpenError::Io(root, error))?;
     // Journals of workers that no longer exist are closed for writing here, and still reported.
-    let writers = opened.into_iter().filter(|(number, _)| *number < workers).map(|(_, journal)| Writer::new(journal));
-    Ok(Opened { writers: writers.collect(), spools, syncer })
+    let journals = opened.into_iter().filter(|(number, _)| *number < workers).map(|(_, journal)| journal);
+    Ok(Opened { journals: journals.collect(), spools, syncer })
 }
 
 fn folders(root: &Path, workers: usize) -> Result<Vec<usize>, OpenError> {

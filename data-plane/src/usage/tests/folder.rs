@@ -4,14 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use prost::Message;
 use shared::proto::{self, Outcome};
 use shared::usage::Tokens;
 
-use crate::usage::journal::{Opened, Options, Spool, Tail, Unwritable, Writer, open};
+use crate::usage::journal::{self, Options, Spool, Syncer, Tail, Unwritable, Writer, open};
 
 /// Records written one by one.
 pub trait AtOnce {
@@ -24,12 +23,9 @@ impl AtOnce for Writer {
     fn intent(&self, record: &proto::UsageRecord) -> Result<(), Unwritable> {
         self.queue_intent(record)?;
         let id = record.request_id.as_slice().try_into().expect("16 bytes");
-        let mut written = std::pin::pin!(self.written(id));
-        loop {
-            if let Poll::Ready(written) = written.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                return written;
-            }
-        }
+        let passed = self.gate(id).pass();
+        assert_eq!(self.take_refusal(&id), passed.err());
+        passed
     }
 
     fn settle(&self, record: &proto::UsageRecord) -> u64 {
@@ -37,6 +33,13 @@ impl AtOnce for Writer {
         self.flush();
         self.finals()
     }
+}
+
+/// Journals that this thread writes.
+pub struct Opened {
+    pub writers: Vec<Writer>,
+    pub spools: Vec<Arc<Spool>>,
+    _syncer: Syncer,
 }
 
 /// Removed when dropped.
@@ -64,7 +67,12 @@ impl Folder {
     }
 
     pub fn open(&self, options: &Options) -> Opened {
-        open(&self.0, 1, options).expect("open the journals")
+        self.open_for(1, options)
+    }
+
+    pub fn open_for(&self, workers: usize, options: &Options) -> Opened {
+        let journal::Opened { journals, spools, syncer } = open(&self.0, workers, options).expect("open the journals");
+        Opened { writers: journals.into_iter().map(Writer::new).collect(), spools, _syncer: syncer }
     }
 
     /// Segment files of worker 0, oldest first.

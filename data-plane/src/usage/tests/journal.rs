@@ -65,19 +65,22 @@ async fn one_write_for_all_that_are_busy() {
     let opened = folder.open(&inline(10_000));
     let (writer, spool) = (&opened.writers[0], &opened.spools[0]);
     let before = spool.total().used();
-    let request = async |n| {
-        writer.queue_intent(&begun(n)).expect("room");
-        writer.written(&id(n)).await.expect("written");
+    (0..10).for_each(|n| writer.queue_intent(&begun(n)).expect("room"));
+    assert_eq!(spool.total().used(), before);
+    for n in 0..10 {
+        writer.gate(id(n)).pass().expect("written");
         assert!(spool.total().used() > before, "{n} goes on before it is written");
+    }
+    assert_eq!(writer.flushes(), 1);
+    let request = async |n| {
         writer.queue_final(&done(n));
-        writer.written(&id(n)).await.expect("written");
+        writer.written().await;
     };
     futures_util::future::join_all((0..10).map(&request)).await;
     assert_eq!(writer.flushes(), 2);
     assert_eq!(finals(spool, 0).len(), 10);
     writer.queue_intent(&begun(10)).expect("room");
-    let id = id(10);
-    let mut gone = Box::pin(writer.written(&id));
+    let mut gone = Box::pin(writer.written());
     assert!(futures_util::poll!(&mut gone).is_pending());
     drop(gone);
     assert_eq!(writer.flushes(), 3);
@@ -145,13 +148,13 @@ fn only_durable_finals_are_read() {
 #[test]
 fn journals_of_former_workers_are_still_read() {
     let folder = Folder::new();
-    let opened = open(folder.path(), 3, &inline(1000)).expect("open");
+    let opened = folder.open_for(3, &inline(1000));
     for (worker, writer) in opened.writers.iter().enumerate() {
         writer.settle(&done(worker as u64));
         writer.intent(&begun(10 + worker as u64)).expect("room");
     }
     drop(opened);
-    let opened = open(folder.path(), 1, &inline(1000)).expect("open");
+    let opened = folder.open(&inline(1000));
     assert_eq!((opened.writers.len(), opened.spools.len()), (1, 3));
     let all: Vec<_> = opened.spools.iter().flat_map(|spool| finals(spool, 0)).map(|r| number(&r)).collect();
     assert_eq!(all, [0, 10, 1, 11, 2, 12]);

@@ -17,9 +17,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::folder::{AtOnce, Folder, begun, done, inline};
+use super::folder::{AtOnce, Folder, Opened, begun, done, inline};
 use super::ledger::Ledger;
-use crate::usage::journal::Opened;
 use crate::usage::reporter::{Options, Reporter};
 
 /// The ledger, and how it misbehaves: after how many messages a stream breaks, and whether the last
@@ -127,7 +126,7 @@ fn settle(opened: &Opened, numbers: std::ops::Range<u64>) {
 #[tokio::test]
 async fn everything_is_reported_once_over_broken_streams() {
     let folder = Folder::new();
-    let opened = crate::usage::journal::open(folder.path(), 3, &inline(2000)).expect("open");
+    let opened = folder.open_for(3, &inline(2000));
     let server = Server::new(Ledger::default(), &[7, 3, 5, 1, 0]);
     settle(&opened, 0..5000);
     server.drain(&opened).await;
