@@ -33,8 +33,8 @@ pub struct Config {
     #[arg(long = "grpc-name", env = "POINTSMAN_GRPC_NAMES", value_delimiter = ',')]
     pub grpc_names: Vec<String>,
 
-    /// Key-encryption key, 32 bytes in base64, instead of the file `kek` in the data folder. From the
-    /// environment only: arguments are visible to other users of the machine.
+    /// Key-encryption keys, 32 bytes in base64 each, the current one first, instead of the file `kek` in
+    /// the data folder. From the environment only: arguments are visible to other users of the machine.
     #[arg(skip)]
     pub kek: Option<Kek>,
 
@@ -66,7 +66,7 @@ impl Config {
     }
 }
 
-/// A key-encryption key as text. Does not show itself.
+/// Key-encryption keys as text. Does not show itself.
 #[derive(Clone)]
 pub struct Kek(pub String);
 

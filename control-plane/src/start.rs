@@ -21,6 +21,7 @@ use crate::ledger::{Ingest, UsageService};
 use crate::publish::{self, listener};
 use crate::resources::seed::{self, FirstStart};
 use crate::rest;
+use crate::rewrap;
 use crate::vault::{Vault, VaultError};
 
 /// How often answers to old idempotency keys are forgotten.
@@ -96,6 +97,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     seed::catalogue(&app, &catalog).await.map_err(StartError::Seed)?;
     let first_start = seed::first_start(&app, &catalog).await.map_err(StartError::Seed)?;
 
+    rewrap::run(&app).await.map_err(StartError::Database)?;
     publish::start(&app).await.map_err(|e| StartError::Publish(e.to_string()))?;
     let clock = app.clone();
     let ingest = Ingest::new(app.db.clone(), move || clock.now_ms());

@@ -77,7 +77,7 @@ pub enum VaultError {
     UnknownKek,
     /// Changed, or belongs elsewhere.
     NotAuthentic,
-    /// `POINTSMAN_KEK` or the key file is not 32 bytes in base64.
+    /// `POINTSMAN_KEK` or the key file holds something else than keys of 32 bytes in base64, or none.
     BadKek,
     /// The key file cannot be read or written.
     KekFile(std::io::ErrorKind),
@@ -89,7 +89,9 @@ impl fmt::Display for VaultError {
             Self::Malformed => f.write_str("not a sealed secret"),
             Self::UnknownKek => f.write_str("sealed under a key-encryption key that is not present"),
             Self::NotAuthentic => f.write_str("the sealed secret was changed or belongs elsewhere"),
-            Self::BadKek => f.write_str("a key-encryption key must be 32 bytes in base64"),
+            Self::BadKek => {
+                f.write_str("a key-encryption key must be 32 bytes in base64 (the file kek, or POINTSMAN_KEK)")
+            }
             Self::KekFile(kind) => write!(f, "the file of the key-encryption key: {kind}"),
         }
     }
@@ -100,12 +102,13 @@ impl std::error::Error for VaultError {}
 struct Kek {
     id: String,
     key: LessSafeKey,
+    /// For page cursors and the like.
+    signing: hmac::Key,
 }
 
 /// Seals and opens. The first KEK seals; the others only open what they sealed before.
 pub struct Vault {
     keks: Vec<Kek>,
-    cursor_key: hmac::Key,
 }
 
 impl fmt::Debug for Vault {
@@ -121,22 +124,35 @@ impl Vault {
     /// [`VaultError::BadKek`] when one has another length.
     pub fn new(current: &Secret, earlier: &[Secret]) -> Result<Self, VaultError> {
         let keks = std::iter::once(current).chain(earlier).map(kek).collect::<Result<Vec<_>, _>>()?;
-        let derived = sha256(&[b"pointsman cursor key v1", current.expose()]);
-        Ok(Self { keks, cursor_key: hmac::Key::new(hmac::HMAC_SHA256, &derived) })
+        Ok(Self { keks })
     }
 
-    /// With the KEK from the environment (base64) if given, else from `<data_dir>/kek`, which is made
-    /// at the first start, readable by its owner only.
+    /// With the KEKs from the environment if given, else from `<data_dir>/kek`, which is made at the
+    /// first start, readable by its owner only. In base64, the current one first, blanks or commas
+    /// between them.
     ///
     /// # Errors
-    /// When the KEK is not 32 bytes in base64, or its file cannot be read or made.
+    /// When a KEK is not 32 bytes in base64, or their file cannot be read or made.
     pub fn open_or_create(data_dir: &Path, from_env: Option<&str>) -> Result<Self, VaultError> {
         let text = match from_env {
             Some(text) => text.to_owned(),
             None => read_or_create(&data_dir.join("kek"))?,
         };
-        let bytes = STANDARD.decode(text.trim()).map_err(|_| VaultError::BadKek)?;
-        Self::new(&Secret::new(bytes), &[])
+        let texts = text.split(|c: char| c.is_whitespace() || c == ',').filter(|text| !text.is_empty());
+        let keys = texts.map(|text| STANDARD.decode(text).map(Secret::new)).collect::<Result<Vec<_>, _>>();
+        let keys = keys.map_err(|_| VaultError::BadKek)?;
+        let (current, earlier) = keys.split_first().ok_or(VaultError::BadKek)?;
+        Self::new(current, earlier)
+    }
+
+    /// What every text begins with that the current KEK sealed.
+    pub fn current(&self) -> String {
+        format!("v1.{}.", self.keks[0].id)
+    }
+
+    /// Names of the KEKs that only open.
+    pub fn earlier(&self) -> impl Iterator<Item = &str> {
+        self.keks.iter().skip(1).map(|kek| &*kek.id)
     }
 
     /// Seals a secret for one place. The text is what the database keeps.
@@ -177,9 +193,7 @@ impl Vault {
 
     /// Text that only this installation can have made, from `payload`, valid for `context` only.
     pub fn sign(&self, context: &str, payload: &str) -> String {
-        let tag = hmac::sign(&self.cursor_key, &signed(context, payload));
-        let tag = tag.as_ref().get(..12).unwrap_or_default();
-        URL_SAFE_NO_PAD.encode([tag, payload.as_bytes()].concat())
+        signed_by(&self.keks[0], context, payload)
     }
 
     /// The payload of what [`Vault::sign`] made for the same context.
@@ -187,7 +201,7 @@ impl Vault {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let payload = std::str::from_utf8(bytes.get(12..)?).ok()?.to_owned();
         // Comparing whole texts leaks timing of a page cursor, which protects nothing but integrity.
-        (self.sign(context, &payload) == text).then_some(payload)
+        self.keks.iter().any(|kek| signed_by(kek, context, &payload) == text).then_some(payload)
     }
 
     fn unwrap_key(&self, place: &Place<'_>, kek_id: &str, wrapped: &[u8]) -> Result<Secret, VaultError> {
@@ -196,14 +210,18 @@ impl Vault {
     }
 }
 
-fn signed(context: &str, payload: &str) -> Vec<u8> {
-    [&(context.len() as u64).to_be_bytes(), context.as_bytes(), payload.as_bytes()].concat()
+fn signed_by(kek: &Kek, context: &str, payload: &str) -> String {
+    let message = [&(context.len() as u64).to_be_bytes(), context.as_bytes(), payload.as_bytes()].concat();
+    let tag = hmac::sign(&kek.signing, &message);
+    let tag = tag.as_ref().get(..12).unwrap_or_default();
+    URL_SAFE_NO_PAD.encode([tag, payload.as_bytes()].concat())
 }
 
 fn kek(secret: &Secret) -> Result<Kek, VaultError> {
     let name = sha256(&[b"pointsman kek id v1", secret.expose()]);
     let id = name.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    Ok(Kek { id, key: aes(secret)? })
+    let derived = sha256(&[b"pointsman cursor key v1", secret.expose()]);
+    Ok(Kek { id, key: aes(secret)?, signing: hmac::Key::new(hmac::HMAC_SHA256, &derived) })
 }
 
 fn aes(key: &Secret) -> Result<LessSafeKey, VaultError> {
@@ -313,6 +331,20 @@ mod tests {
         let moved = both.rewrap(&HERE, &sealed).expect("opens").expect("is under the old one");
         assert_eq!(both.rewrap(&HERE, &moved), Ok(None));
         assert!(vault(2).open(&HERE, &moved).is_ok());
+    }
+
+    #[test]
+    fn several_keks_in_one_text() {
+        let text = |seed: u8| STANDARD.encode([seed; 32]);
+        let open = |text: &str| Vault::open_or_create(Path::new("/nowhere"), Some(text));
+        let vault = open(&format!("{},{}\n {}\n", text(2), text(1), text(3))).expect("three");
+        assert_eq!((vault.current(), vault.earlier().count()), (super::tests::vault(2).current(), 2));
+        assert!(vault.open(&HERE, &super::tests::vault(3).seal(&HERE, &Secret::new("canary"))).is_ok());
+        let cursor = super::tests::vault(1).sign("list", "key_1");
+        assert_eq!(vault.verify("list", &cursor).as_deref(), Some("key_1"));
+        for bad in ["", " \n", "AAAA", "not base64", &format!("{},{}", text(1), "AAAA")] {
+            assert_eq!(open(bad).err(), Some(VaultError::BadKek), "{bad:?}");
+        }
     }
 
     #[test]

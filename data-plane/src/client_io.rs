@@ -88,27 +88,35 @@ impl ClientIo {
     /// has changed or the timer has fired.
     fn check_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let activity = self.activity.0.load(Ordering::Relaxed);
-        let limit = match activity {
-            HEAD => self.deadlines.head,
-            IDLE => self.deadlines.idle,
-            // A running request has its own deadlines, and hyper reads on when it is over.
-            _ => return Poll::Pending,
-        };
         if activity != self.seen {
             self.seen = activity;
             self.read_since = Instant::now();
         }
-        let end = self.read_since + limit;
-        if self.read.deadline() > end {
-            self.read.as_mut().reset(end);
-        }
-        while self.read.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= end {
+        let limit = match activity {
+            HEAD => self.deadlines.head,
+            IDLE => self.deadlines.idle,
+            // A running request has its own deadlines. Look again later all the same: hyper does not read
+            // on when the request is over, if it looked for the caller's leaving before.
+            _ => Duration::MAX,
+        };
+        loop {
+            let tick = limit.min(self.deadlines.head.max(self.deadlines.idle));
+            if self.read.deadline() > self.read_since + tick {
+                self.read.as_mut().reset(self.read_since + tick);
+            }
+            if self.read.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            if now.saturating_duration_since(self.read_since) >= limit {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            self.read.as_mut().reset(end);
+            if limit == Duration::MAX {
+                // The next look counts from this one.
+                self.read_since = now;
+            }
+            self.read.as_mut().reset(self.read_since + tick);
         }
-        Poll::Pending
     }
 
     fn check_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {

@@ -153,9 +153,10 @@ impl Exchange {
         self.worker.journal.gate(*self.arrival.id.as_bytes())
     }
 
-    /// Takes the request back when its intent could not be written: no provider got it, nothing is
+    /// Takes the request back when its intent cannot be written: no provider got it, nothing is
     /// metered, and it must be refused. Otherwise does nothing.
     pub fn withdraw(&mut self) -> Option<Unwritable> {
+        self.worker.journal.flush();
         let refused = self.worker.journal.take_refusal(self.arrival.id.as_bytes())?;
         self.meter = None;
         self.attempts.abandon(&self.plan, &mut self.worker.health.lock(), self.arrival.now());

@@ -454,6 +454,31 @@ async fn a_request_outlives_the_deadlines_of_its_connection() {
     assert_eq!((finals.len(), finals[0].outcome()), (1, proto::Outcome::Completed));
 }
 
+/// A connection that is kept for nothing ends, also when the request before outlived every deadline.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_ends() {
+    let node = TestNode::start_with(None, &["--head-timeout-ms=100", "--keep-alive-ms=300"]).await;
+    for (pause, delay) in [(0, 0), (0, 600), (50, 0), (50, 600)] {
+        let body = json!({"model": "sandbox/echo",
+            "messages": [{"role": "user", "content": format!("[[delay:{delay}]] x")}]})
+        .to_string();
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: node\r\nauthorization: Bearer {KEY}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(node.data).await.expect("it listens");
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+        ended.unwrap_or_else(|_| panic!("pause {pause}, delay {delay}: kept for ever")).expect("read");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("connection: close"), "{answer}");
+    }
+    assert_eq!(node.stop().await.len(), 4);
+}
+
 /// What this process has used of all processors, in the kernel's ticks of 10 ms.
 fn processor_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");

@@ -125,8 +125,15 @@ impl Upstream {
         loop {
             let (mut sender, fresh) = match self.take_idle(&to.origin) {
                 Some(sender) => (sender, false),
-                // Rare and large: boxed, so that every other request's future stays small.
-                None => (Box::pin(self.connect(to, deadlines)).await?, true),
+                None => {
+                    // A connection takes longer than a write, and would be opened for nothing.
+                    request
+                        .body_mut()
+                        .pass_gate()
+                        .map_err(|refused| Failure::new(FailureKind::Reset, refused.to_string()))?;
+                    // Rare and large: boxed, so that every other request's future stays small.
+                    (Box::pin(self.connect(to, deadlines)).await?, true)
+                }
             };
             let now = if fresh { Instant::now() } else { deadlines.now };
             let until = deadlines.total.min(now + deadlines.first_token);

@@ -5,6 +5,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -25,7 +26,7 @@ use crate::usage::journal::Writer;
 /// How often connections that were idle for too long are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(5);
 
-/// What a request needs of the thread it runs on. It stays there, so what is its own needs no locks.
+/// What a request needs of the thread it runs on. It stays there, so what only it uses needs no locks.
 pub struct Worker {
     /// What all threads share; nothing in it is locked by a request.
     pub node: Arc<Node>,
@@ -141,18 +142,23 @@ async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, phases: 
         async move { Ok::<_, std::convert::Infallible>(pipeline::serve(worker, peer.ip(), request, activity).await) }
     });
     let mut connection = std::pin::pin!(http.serve_connection(io, service));
-    let mut phases = phases;
+    let (mut phases, gone) = (phases.clone(), phases);
     let mut draining = std::pin::pin!(reached(&mut phases));
-    let (mut waits, mut told) = (false, false);
+    let mut waits = false;
+    let mut told = false;
     let ended = poll_fn(|cx| {
-        // Who is to be woken by the first change of the phase does not change: to say it once is enough.
-        if !told && (!waits || drain.phase() > Phase::Open) {
-            waits = true;
-            told = draining.as_mut().poll(cx).is_ready();
-            if told {
-                connection.as_mut().graceful_shutdown();
-            }
+        let ended = connection.as_mut().poll(cx);
+        // Who is to be woken by the first change of the phase stays the same: to say it once is enough.
+        let unchanged = waits && drain.phase() == Phase::Open && gone.has_changed().is_ok();
+        if ended.is_ready() || told || unchanged {
+            return ended;
         }
+        waits = true;
+        told = draining.as_mut().poll(cx).is_ready();
+        if !told {
+            return Poll::Pending;
+        }
+        connection.as_mut().graceful_shutdown();
         connection.as_mut().poll(cx)
     })
     .await;

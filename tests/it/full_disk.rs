@@ -13,6 +13,9 @@ async fn nothing_is_begun_and_nothing_is_lost() {
     // At the limit a write fails only in a process that ignores the signal.
     let mut house = Builder::apart(1).threads(1).nodes_ignore("XFSZ").start().await.expect("a house");
     house.connect(&["chat"]).await.expect("connected");
+    // Nobody is there: what is refused does not even look.
+    house.connect_as("away", "http://127.0.0.1:9/v1", "sk-canary-away-9", &["chat"]).await.expect("connected");
+    house.serves("away/chat").await.expect("serves");
     let body = json!({"model": "scripted/chat", "messages": [{"role": "user", "content": "x"}]});
     let caller = house.caller();
     assert_eq!(caller.post("/v1/chat/completions", &body).await.expect("an answer").status, 200);
@@ -24,7 +27,8 @@ async fn nothing_is_begun_and_nothing_is_lost() {
 
     house.node(0).program().limit_files(Some(1)).expect("limited");
     let seen = house.provider.count();
-    for _ in 0..5 {
+    for model in ["away/chat", "scripted/chat", "scripted/chat", "away/chat", "scripted/chat"] {
+        let body = json!({"model": model, "messages": [{"role": "user", "content": "x"}]});
         let answer = caller.post("/v1/chat/completions", &body).await.expect("an answer");
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("usage_journal_full")));
         assert_eq!(answer.header("retry-after"), "5");

@@ -13,6 +13,7 @@ mod full_disk;
 mod joining;
 mod load;
 mod many_keys;
+mod new_kek;
 mod poisoned;
 mod postgres;
 mod reconnect;

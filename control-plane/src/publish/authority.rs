@@ -109,6 +109,9 @@ pub struct Authority {
     lineage: String,
 }
 
+/// Where its key is sealed.
+pub const PLACE: Place<'_> = Place { scope: "authority", id: "ca", version: 1 };
+
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Authority({})", self.lineage)
@@ -122,10 +125,9 @@ impl Authority {
     /// When the database, the vault or the stored material fails.
     pub async fn open_or_create(app: &App) -> Result<Self, AuthorityError> {
         let lineage = hex(&app.lineage);
-        let place = Place { scope: "authority", id: "ca", version: 1 };
         if stored(&app.db).await?.is_none() {
             let (certificate, key) = make_ca(&lineage, app.now_ms())?;
-            let sealed = app.vault.seal(&place, &Secret::new(key.serialize_der()));
+            let sealed = app.vault.seal(&PLACE, &Secret::new(key.serialize_der()));
             sqlx::query(
                 "INSERT INTO authority (name, certificate, sealed_key, created_at_ms) VALUES ('ca', $1, $2, $3)
                  ON CONFLICT (name) DO NOTHING",
@@ -138,7 +140,7 @@ impl Authority {
         }
         let (certificate, sealed) = stored(&app.db).await?.ok_or(AuthorityError::Damaged)?;
         let ca = CertificateDer::from(STANDARD.decode(certificate).map_err(|_| AuthorityError::Damaged)?);
-        let key = app.vault.open(&place, &sealed).map_err(AuthorityError::Sealed)?;
+        let key = app.vault.open(&PLACE, &sealed).map_err(AuthorityError::Sealed)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.expose().to_vec()));
         let key = KeyPair::from_der_and_sign_algo(&key, &PKCS_ECDSA_P256_SHA256)?;
         Ok(Self { issuer: Issuer::from_ca_cert_der(&ca, key)?, ca, lineage })

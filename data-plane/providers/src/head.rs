@@ -105,11 +105,6 @@ impl Head<'_> {
         let model = if self.models.is_empty() { self.model.as_deref() } else { None };
         self.models.iter().map(|name| &**name).chain(model)
     }
-
-    /// The name to put into records: the first of [`Head::names`].
-    pub fn requested_model(&self) -> &str {
-        self.names().next().unwrap_or_default()
-    }
 }
 
 /// Who chooses whether a tool is called.

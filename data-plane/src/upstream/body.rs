@@ -20,9 +20,18 @@ pub struct SliceBody {
 }
 
 impl SliceBody {
-    /// `len` must be the sum of the slices' lengths, and more than nothing.
+    /// `len` must be the sum of the slices' lengths.
     pub fn new(gate: Gate, slices: Vec<Bytes>, len: usize) -> Self {
         Self { gate: Some(gate), slices: slices.into_iter(), left: len as u64 }
+    }
+
+    /// See [`Gate::pass`]; once is enough.
+    pub fn pass_gate(&mut self) -> Result<(), Unwritable> {
+        if let Some(gate) = &self.gate {
+            gate.pass()?;
+            self.gate = None;
+        }
+        Ok(())
     }
 }
 
@@ -31,16 +40,14 @@ impl Body for SliceBody {
     type Error = Unwritable;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Unwritable>>> {
-        if let Some(gate) = self.gate.take() {
-            gate.pass()?;
-        }
+        self.pass_gate()?;
         let Some(slice) = self.slices.next() else { return Poll::Ready(None) };
         self.left = self.left.saturating_sub(slice.len() as u64);
         Poll::Ready(Some(Ok(Frame::data(slice))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
+        self.gate.is_none() && self.left == 0
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -1,9 +1,9 @@
 //! Names to addresses, remembered for a while. When the resolver fails, what it last said is used:
 //! a provider's address rarely changes in the minutes that a resolver is away.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ const MOST: usize = 4096;
 
 /// This thread's memory of names.
 #[derive(Debug, Default)]
-pub struct Resolver(Mutex<HashMap<(String, u16), Known>>);
+pub struct Resolver(RefCell<HashMap<(String, u16), Known>>);
 
 #[derive(Debug, Clone)]
 struct Known {
@@ -30,7 +30,7 @@ impl Resolver {
             return Ok(vec![SocketAddr::new(address, port)]);
         }
         let key = (host.to_owned(), port);
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let known = self.0.borrow().get(&key).cloned();
         if let Some(known) = &known
             && known.at.elapsed() < FRESH
         {
@@ -39,7 +39,7 @@ impl Resolver {
         let found = tokio::net::lookup_host((plain, port)).await.map(Iterator::collect::<Vec<_>>);
         match (found, known) {
             (Ok(addresses), _) if !addresses.is_empty() => {
-                let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut names = self.0.borrow_mut();
                 if names.len() >= MOST {
                     names.retain(|_, known| known.at.elapsed() < FRESH);
                 }

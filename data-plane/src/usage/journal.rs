@@ -2,8 +2,9 @@
 //! called, checkpoints while a stream runs, the final record before the caller's last byte.
 //!
 //! One journal per worker, a folder of append-only segments (the module `frame` has the bytes). Records
-//! are queued, and handed to the kernel before the request that they belong to goes on: requests that
-//! run at the same time share one `write`, and a killed process loses nothing that anybody acted on.
+//! are queued, and handed to the kernel before anything of the request goes to a provider, or the last of
+//! its answer to the caller: requests that run at the same time share one `write`, and a killed process
+//! loses nothing that anybody acted on.
 //! One background thread makes all journals durable every few milliseconds. Finals are numbered by
 //! their order on disk; numbers are derived again at each start and never stored beside them.
 //!
@@ -128,6 +129,8 @@ pub struct Journal {
     /// Queued intents that were not written, until their request asks.
     refused: Vec<([u8; 16], Unwritable)>,
     late: VecDeque<Vec<u8>>,
+    /// The disk refused the last queue.
+    failing: bool,
 }
 
 /// A frame in the queue.
@@ -147,20 +150,23 @@ impl fmt::Debug for Journal {
 
 impl Journal {
     /// Queues that a request is about to cost something. `record` holds what is known so far, its
-    /// `request_id` of 16 bytes above all.
+    /// `request_id` of 16 bytes above all. While the disk refuses, it is tried at once.
     ///
     /// # Errors
-    /// When the journals are full: the provider must not be called.
+    /// When the journals are full, or the disk still refuses: the provider must not be called.
     pub fn queue_intent(&mut self, record: &proto::UsageRecord) -> Result<(), Unwritable> {
         let id = request_id(record).ok_or(Unwritable::Failed)?;
         self.enqueue(Kind::Intent, id, |queue| _ = record.encode(queue))?;
-        if self.spool.total().used() + self.queue.len() as u64 <= self.spool.options().limit_bytes {
-            return Ok(());
+        if self.spool.total().used() + self.queue.len() as u64 > self.spool.options().limit_bytes {
+            if let Some(last) = self.queued.pop() {
+                self.queue.truncate(last.at);
+            }
+            return Err(Unwritable::Full);
         }
-        if let Some(last) = self.queued.pop() {
-            self.queue.truncate(last.at);
+        if self.failing {
+            self.flush();
         }
-        Err(Unwritable::Full)
+        self.take_refusal(&id).map_or(Ok(()), Err)
     }
 
     /// Queues the end of a request, with or without an intent before it.
@@ -194,6 +200,7 @@ impl Journal {
         let written = self.write_late().and_then(|()| self.append(&queue));
         // What is written but not durable is no reason to write it twice, only to begin nothing new.
         let begin = written.and_then(|at| self.sync_at_once().map(|()| at));
+        self.failing = begin.is_err();
         for frame in &queued {
             match (frame.kind, written) {
                 (Kind::Intent, _) => match begin {

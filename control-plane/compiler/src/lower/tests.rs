@@ -524,7 +524,13 @@ fn damage(rows: &mut Vec<Row>, (which, how, member, value): (prop::sample::Index
             rows[at].2.truncate(cut);
         }
         1 => _ = rows.remove(at),
-        2 => rows[at].1 = value.to_string(),
+        2 => {
+            // Kind and id are a key of the table: two rows cannot have the same.
+            let id = value.to_string();
+            if !rows.iter().any(|row| (row.0, &row.1) == (rows[at].0, &id)) {
+                rows[at].1 = id;
+            }
+        }
         _ => {
             let Ok(Value::Object(mut doc)) = serde_json::from_str::<Value>(&rows[at].2) else { return };
             if let Some(name) = doc.keys().nth(member.index(doc.len().max(1))).cloned() {

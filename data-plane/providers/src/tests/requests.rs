@@ -28,7 +28,7 @@ fn endpoint(name: &str) -> Endpoint {
 fn described(head: &Head<'_>) -> Value {
     json!({
         "model": head.model,
-        "requested": head.requested_model(),
+        "requested": head.names().next(),
         "names": head.names().collect::<Vec<_>>(),
         "stream": head.stream,
         "include_usage": head.include_usage,

@@ -171,6 +171,7 @@ fn recover(dir: &Path, options: &Options, total: &Arc<Total>, lock: File) -> io:
         flushes: 0,
         refused: Vec::new(),
         late: Default::default(),
+        failing: false,
     };
     close_interrupted(&mut journal, scan.open)?;
     Ok(journal)

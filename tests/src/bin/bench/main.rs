@@ -2,7 +2,9 @@
 //! directly, and a bare hyper pass-through. One run, interleaved rounds, the same bytes to all.
 //!
 //! The target has core 0 to itself; load and upstream share core 1, and what they leave of it is the
-//! control plane's. Keys, metering and journal are on. Absolute figures belong to the machine; the ratios travel.
+//! control plane's. Keys, metering and journal are on. Absolute figures belong to the machine, and on a
+//! virtual one to where its cores are at the moment: what is compared is measured one after the other,
+//! round by round.
 
 mod load;
 mod pass_through;
@@ -41,14 +43,17 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Rounds; medians are printed.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 7)]
     rounds: usize,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 2)]
     seconds: u64,
     /// Only rows whose name begins like this, such as "2 KB"; without latencies and starts.
     #[arg(long)]
     only: Option<String>,
+    /// Load, upstream and target on one core: slower, and steady enough to compare two versions.
+    #[arg(long)]
+    one_core: bool,
     #[command(subcommand)]
     command: Option<Part>,
 }
@@ -67,13 +72,13 @@ fn main() -> Result<()> {
     if let Some(Part::PassThrough { upstream }) = arguments.command {
         return pass_through::run(upstream);
     }
-    pin_to_second_core()?;
+    pin_to(if arguments.one_core { "0" } else { "1" })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, run(&arguments))
 }
 
-/// Starts this program again on core 1, when there are two cores and `taskset`.
-fn pin_to_second_core() -> Result<()> {
+/// Starts this program again on this core, when there are two cores and `taskset`.
+fn pin_to(core: &str) -> Result<()> {
     let cores = std::thread::available_parallelism()?.get();
     if std::env::var_os(PINNED).is_some() || cores < 2 {
         return Ok(());
@@ -85,8 +90,8 @@ fn pin_to_second_core() -> Result<()> {
     let me = std::env::current_exe()?;
     // Only returns when it fails.
     let failed =
-        Command::new("taskset").args(["-c", "1"]).arg(me).args(std::env::args_os().skip(1)).env(PINNED, "1").exec();
-    Err(failed).context("starting on core 1")
+        Command::new("taskset").args(["-c", core]).arg(me).args(std::env::args_os().skip(1)).env(PINNED, "1").exec();
+    Err(failed).with_context(|| format!("starting on core {core}"))
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

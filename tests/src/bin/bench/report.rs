@@ -1,4 +1,5 @@
-//! Medians over rounds, as a table that can be pasted into BENCHMARKS.md, and as ratios.
+//! Medians over rounds, as a table that can be pasted into BENCHMARKS.md; a ratio is the median of the
+//! rounds' ratios.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,6 +56,7 @@ impl Report {
         for row in &self.rows {
             self.line(row, "answers/s", 0, |f| f.per_second);
             self.line(row, "CPU ms per answer", 4, |f| f.cpu_ms);
+            self.spread(row);
             self.line(row, "p50 ms", 3, |f| f.latency.map(|l| ms(l.p50)));
             self.line(row, "p99 ms", 3, |f| f.latency.map(|l| ms(l.p99)));
             self.added(row, "added p50 ms", |f| f.latency.map(|l| ms(l.p50)));
@@ -79,7 +81,7 @@ impl Report {
         if ours.is_none() {
             return;
         }
-        let ratio = pass.zip(ours).map_or(String::new(), |(p, o)| format!("{:.2}", o / p));
+        let ratio = median(self.ratios(row, of)).map_or(String::new(), |ratio| format!("{ratio:.2}"));
         let cell = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
         println!("| {row}: {what} | {} | {} | {} | {ratio} |", cell(direct), cell(pass), cell(ours));
     }
@@ -90,13 +92,33 @@ impl Report {
     }
 
     fn medians(&self, row: &str, of: fn(&Figures) -> Option<f64>) -> [Option<f64>; 3] {
-        ["direct", "pass-through", "data plane"].map(|target| {
-            let all = self.figures.get(&(row.to_owned(), target))?;
-            let mut values: Vec<f64> = all.iter().filter_map(of).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied()
-        })
+        ["direct", "pass-through", "data plane"]
+            .map(|target| median(self.of(row, target).iter().filter_map(of).collect()))
     }
+
+    /// Of each round: what was measured one after the other shares the machine's mood.
+    fn ratios(&self, row: &str, of: fn(&Figures) -> Option<f64>) -> Vec<f64> {
+        let rounds = self.of(row, "pass-through").iter().zip(self.of(row, "data plane"));
+        rounds.filter_map(|(pass, ours)| Some(of(ours)? / of(pass)?)).collect()
+    }
+
+    /// How far the rounds' ratios of CPU lie apart.
+    fn spread(&self, row: &str) {
+        let ratios = self.ratios(row, |f| f.cpu_ms);
+        let (least, most) = (ratios.iter().copied().reduce(f64::min), ratios.iter().copied().reduce(f64::max));
+        if let Some((least, most)) = least.zip(most) {
+            println!("| {row}: CPU ratio of the rounds | | | | {least:.2} to {most:.2} |");
+        }
+    }
+
+    fn of(&self, row: &str, target: &'static str) -> &[Figures] {
+        self.figures.get(&(row.to_owned(), target)).map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 fn ms(time: Duration) -> f64 {
