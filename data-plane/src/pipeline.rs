@@ -224,7 +224,8 @@ fn facts<'a>(caller: &'a Caller<'a>, endpoint: Endpoint, head: &'a Head<'a>, tot
         stream: head.stream,
         tools: head.needs.tools,
         vision: head.needs.vision,
-        audio: head.needs.audio_input,
+        audio_input: head.needs.audio_input,
+        audio_output: head.needs.audio_output,
         pdf: head.needs.pdf_input,
         json_schema: head.needs.json_schema,
         // The estimate is a quarter of the text's bytes.

@@ -29,7 +29,9 @@ pub struct Facts<'a> {
     /// An image is part of the prompt.
     pub vision: bool,
     /// Audio is part of the prompt.
-    pub audio: bool,
+    pub audio_input: bool,
+    /// The answer is to be heard.
+    pub audio_output: bool,
     /// A PDF is part of the prompt.
     pub pdf: bool,
     /// The answer must follow a JSON schema.

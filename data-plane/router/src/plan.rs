@@ -196,7 +196,7 @@ pub enum DropReason {
     WrongType,
     /// It cannot do this.
     CapabilityMissing {
-        /// "tools", "vision", "audio_input", "pdf_input", "json_schema".
+        /// "tools", "vision", "audio_input", "audio_output", "pdf_input", "json_schema".
         capability: &'static str,
     },
     /// The prompt does not fit.
@@ -348,7 +348,8 @@ fn usable(facts: &Facts<'_>, wanted: &Wanted<'_>, found: &Found<'_>, now: Now) -
     let needed = [
         (facts.tools, "tools"),
         (facts.vision, "vision"),
-        (facts.audio, "audio_input"),
+        (facts.audio_input, "audio_input"),
+        (facts.audio_output, "audio_output"),
         (facts.pdf, "pdf_input"),
         (facts.json_schema, "json_schema"),
     ];

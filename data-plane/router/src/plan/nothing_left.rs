@@ -86,6 +86,7 @@ impl DropReason {
         match self {
             Self::CapabilityMissing { capability: "tools" } => "tools",
             Self::CapabilityMissing { capability: "json_schema" } => "response_format",
+            Self::CapabilityMissing { capability: "audio_output" } => "modalities",
             Self::CapabilityMissing { .. } | Self::ContextTooSmall { .. } => "messages",
             Self::OutputTooSmall { .. } => "max_tokens",
             Self::NotFound

@@ -81,7 +81,7 @@ proptest! {
         let facts = Facts {
             key: &key, workspace: &house.workspace,
             endpoint: if embeddings { Endpoint::Embeddings } else { Endpoint::ChatCompletions },
-            model, models: &models, stream: false, tools, vision: false, audio: false, pdf: false, json_schema: false,
+            model, models: &models, stream: false, tools, vision: false, audio_input: false, audio_output: false, pdf: false, json_schema: false,
             prompt_text_bytes: bytes, max_tokens: None, environment: None, peer: [127, 0, 0, 1].into(), config_age_ms: 0, total_ms: 1_000,
         };
         let now = Now { wall_ms: 1_000, mono_ms: 0 };
