@@ -14,6 +14,7 @@ mod outer;
 mod page;
 #[cfg(test)]
 mod tests;
+mod unique;
 
 use axum::Router;
 use axum::handler::Handler;

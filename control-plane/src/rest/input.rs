@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::unique::Unique;
 use crate::error::{ApiError, Code};
 
 /// Largest body in bytes.
@@ -173,7 +174,7 @@ impl<S: Sync> FromRequest<S> for Body {
         }
         let bytes = read_body(request.into_body()).await?;
         // serde_json bounds the depth at 128.
-        let value = serde_json::from_slice(&bytes)
+        let Unique(value) = serde_json::from_slice(&bytes)
             .map_err(|e| ApiError::new(Code::InvalidJson, format!("the body is not valid JSON: {e}")))?;
         Ok(Self(value))
     }

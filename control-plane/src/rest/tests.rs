@@ -272,6 +272,7 @@ async fn bodies_and_headers_are_bounded_and_understood() {
     type Headers<'a> = Vec<(&'a str, &'a str)>;
     let cases: Vec<(Headers<'_>, Vec<u8>, u16, &str)> = vec![
         (vec![auth, json_type], b"{".to_vec(), 400, "invalid_json"),
+        (vec![auth, json_type], br#"{"key":"a","key":"b"}"#.to_vec(), 400, "invalid_json"),
         (vec![auth, json_type], b"\xff\xfe".to_vec(), 400, "invalid_json"),
         (vec![auth, json_type], deep.into_bytes(), 400, "invalid_json"),
         (vec![auth, json_type], vec![b' '; super::MAX_BODY + 1], 413, "body_too_large"),
