@@ -136,8 +136,10 @@ pub async fn start(config: Config, control: Control, shutdown: Shutdown) -> Resu
     let listeners =
         listeners(config.listen, workers).with_context(|| format!("listening on {} (--listen)", config.listen))?;
     let data_addr = listeners.first().context("a node needs at least one thread")?.local_addr()?;
-    let admin = std::net::TcpListener::bind(config.admin_listen)
-        .with_context(|| format!("listening on {} (--admin-listen)", config.admin_listen))?;
+    let admin = std::net::TcpListener::bind(config.admin_listen).with_context(|| {
+        let address = config.admin_listen;
+        format!("listening on {address} for health checks and metrics (--admin-listen; of `pointsman` --node-listen)")
+    })?;
     admin.set_nonblocking(true)?;
     let admin_addr = admin.local_addr()?;
     let store = Arc::new(Store::open(&config.data_dir.join("snapshot"), Some(Box::new(crate::pipeline::SelfTest)))?);

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bad_replies;
+mod contract;
 mod control_plane_away;
 mod convergence;
 mod disconnect;

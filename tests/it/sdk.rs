@@ -26,7 +26,7 @@ async fn run(mut command: Command) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn python() {
-    let Some(python) = require::or_skip("Python with openai", require::python()) else { return };
+    let Some(python) = require::or_skip("Python with openai", require::python("openai")) else { return };
     let mut command = Command::new(python);
     command
         .args(["-m", "unittest", "discover", "-v", "-p", "test_*.py"])

@@ -48,13 +48,13 @@ pub fn postgres() -> Found<String> {
     }
 }
 
-/// A Python interpreter with the `openai` package: `POINTSMAN_TEST_PYTHON`, else `python3`.
-pub fn python() -> Found<PathBuf> {
+/// A Python interpreter with this package: `POINTSMAN_TEST_PYTHON`, else `python3`.
+pub fn python(package: &str) -> Found<PathBuf> {
     let python = std::env::var_os("POINTSMAN_TEST_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
-    let answer = Command::new(&python).args(["-c", "import openai"]).output();
+    let answer = Command::new(&python).args(["-c", &format!("import {package}")]).output();
     match answer {
         Ok(out) if out.status.success() => Ok(python),
-        Ok(_) => Err(format!("{} has no package openai; set POINTSMAN_TEST_PYTHON", python.display())),
+        Ok(_) => Err(format!("{} has no package {package}; set POINTSMAN_TEST_PYTHON", python.display())),
         Err(error) => Err(format!("{}: {error}", python.display())),
     }
 }

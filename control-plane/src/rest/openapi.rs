@@ -23,7 +23,7 @@ pub fn document(routes: &[Route]) -> Value {
         let method = route.method.as_str().to_ascii_lowercase();
         paths.entry(route.path).or_default().insert(method, operation(route));
     }
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Pointsman management API",
@@ -40,7 +40,71 @@ pub fn document(routes: &[Route]) -> Value {
                 "admin_token": { "type": "http", "scheme": "bearer", "description": "An admin token, `pma_…`" },
             },
         },
-    })
+    });
+    open_parts(&mut document);
+    document
+}
+
+/// A schema that is a part of others must not forbid what they add. Bodies say at their own level that
+/// nothing else may be in them.
+fn open_parts(document: &mut Value) {
+    let mut parts = BTreeSet::new();
+    parts_of(document, &mut parts);
+    for name in &parts {
+        if let Some(part) = document["components"]["schemas"][name].as_object_mut() {
+            part.remove("additionalProperties");
+        }
+    }
+    let operations =
+        document["paths"].as_object_mut().into_iter().flatten().filter_map(|(_, path)| path.as_object_mut());
+    for (_, operation) in operations.flatten() {
+        let content = operation.pointer_mut("/requestBody/content").and_then(Value::as_object_mut);
+        for schema in content.into_iter().flatten().filter_map(|(_, body)| body["schema"].as_object_mut()) {
+            let part = schema.get("$ref").is_some_and(|name| parts.contains(name_of(name)));
+            if part || schema.contains_key("allOf") {
+                schema.insert("unevaluatedProperties".into(), json!(false));
+            }
+        }
+    }
+}
+
+/// Names of schemas that stand in an `allOf`.
+fn parts_of(value: &Value, names: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for part in fields.get("allOf").and_then(Value::as_array).into_iter().flatten() {
+                names.extend(part.get("$ref").map(|name| name_of(name).to_owned()));
+            }
+            fields.values().for_each(|value| parts_of(value, names));
+        }
+        Value::Array(values) => values.iter().for_each(|value| parts_of(value, names)),
+        _ => {}
+    }
+}
+
+/// `Alias` of `#/components/schemas/Alias`.
+fn name_of(reference: &Value) -> &str {
+    reference.as_str().and_then(|path| path.rsplit('/').next()).unwrap_or_default()
+}
+
+/// The body of a merge patch (RFC 7396) for documents of this schema: every field may be left out or
+/// `null`.
+fn merge_patch(route: &Route, body: &Value) -> Value {
+    let mut fields = Map::new();
+    let whole = [body.clone()];
+    for part in body["allOf"].as_array().map_or(&whole[..], Vec::as_slice) {
+        let named = route.doc.schemas.iter().find(|(name, _)| name == name_of(&part["$ref"]));
+        let part = named.map_or_else(|| part.clone(), |(_, schema)| json!(schema));
+        for (name, field) in part["properties"].as_object().into_iter().flatten() {
+            let mut field = field.clone();
+            if let Some(schema) = field.as_object_mut() {
+                // What a new document begins with is not what a change does.
+                schema.remove("default");
+            }
+            fields.insert(name.clone(), json!({ "anyOf": [field, { "type": "null" }] }));
+        }
+    }
+    json!({ "type": "object", "properties": fields, "additionalProperties": false })
 }
 
 const DESCRIPTION: &str = "\
@@ -73,7 +137,8 @@ fn operation(route: &Route) -> Value {
         if let Some(body) = &doc.body {
             let mut content = json!({ "application/json": { "schema": body } });
             if route.method == http::Method::PATCH {
-                content["application/merge-patch+json"] = json!({ "schema": body });
+                let schema = merge_patch(route, body);
+                content = json!({ "application/json": { "schema": schema }, "application/merge-patch+json": { "schema": schema } });
             }
             fields.insert("requestBody".into(), json!({ "required": true, "content": content }));
         }
@@ -101,7 +166,7 @@ fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
 }
 
 fn parameters(route: &Route) -> Vec<Value> {
-    let parameter = |place: &str, name: &str, description: &str, required: bool| json!({ "in": place, "name": name, "description": description, "required": required, "schema": schema_of(name) });
+    let parameter = |place: &str, name: &str, description: &str, required: bool| json!({ "in": place, "name": name, "description": description, "required": required, "schema": schema_of(route, name) });
     let mut all: Vec<Value> = path_parameters(route.path)
         .map(|name| {
             let description = match name {
@@ -120,10 +185,19 @@ fn parameters(route: &Route) -> Vec<Value> {
     all
 }
 
-fn schema_of(parameter: &str) -> Value {
+fn schema_of(route: &Route, parameter: &str) -> Value {
+    const ETAGS: &str = r#"^(\*|(W/)?"[^"]*"( *, *(W/)?"[^"]*")*)$"#;
     match parameter {
+        "limit" if route.path.ends_with("/usage") => {
+            json!({ "type": "integer", "minimum": 1, "maximum": 10_000, "default": 1_000 })
+        }
         "limit" => json!({ "type": "integer", "minimum": 1, "maximum": 200, "default": 50 }),
+        "wait_ms" => json!({ "type": "integer", "minimum": 0, "maximum": 60_000, "default": 0 }),
+        "after" => json!({ "type": "string", "minLength": 1 }),
+        "grain" => json!({ "type": "string", "enum": ["none", "minute", "hour", "day", "month"], "default": "none" }),
         "disabled" => json!({ "type": "boolean" }),
+        "If-Match" | "If-None-Match" => json!({ "type": "string", "pattern": ETAGS }),
+        "Idempotency-Key" => json!({ "type": "string", "pattern": "^[!-~]{1,255}$" }),
         _ => json!({ "type": "string" }),
     }
 }

@@ -59,9 +59,10 @@ struct Serve {
     #[arg(long, env = "POINTSMAN_ADMIN_LISTEN", default_value = "127.0.0.1:7081")]
     admin_listen: SocketAddr,
 
-    /// Address of the node's health checks and metrics.
-    #[arg(long, env = "POINTSMAN_NODE_LISTEN", default_value = "127.0.0.1:7082")]
-    node_listen: SocketAddr,
+    /// Address of the node's health checks and metrics. Left out: 127.0.0.1:7082, or any free port
+    /// there when that one is taken or `--listen` wants any.
+    #[arg(long, env = "POINTSMAN_NODE_LISTEN")]
+    node_listen: Option<SocketAddr>,
 
     /// Address for further nodes (gRPC with mutual TLS). Left out: there are none.
     #[arg(long, env = "POINTSMAN_GRPC_LISTEN")]
@@ -139,7 +140,7 @@ async fn run(serve: Serve) -> Result<()> {
     let node = NodeConfig {
         data_dir: serve.data_dir.join("node"),
         listen: serve.listen,
-        admin_listen: serve.node_listen,
+        admin_listen: serve.node_listen.unwrap_or_else(|| node_address(serve.listen)),
         threads: serve.threads,
         name: None,
         labels: Vec::new(),
@@ -167,6 +168,14 @@ async fn run(serve: Serve) -> Result<()> {
     control.stop().await;
     runtime::task::spawn_blocking("telemetry", move || telemetry.shutdown()).await?;
     Ok(())
+}
+
+/// Where the node's own port is when nobody says: several of these programs run side by side with no
+/// more than the two addresses that people use.
+fn node_address(listen: SocketAddr) -> SocketAddr {
+    let usual = SocketAddr::from(([127, 0, 0, 1], 7082));
+    let free = listen.port() != 0 && std::net::TcpListener::bind(usual).is_ok();
+    if free { usual } else { SocketAddr::from(([127, 0, 0, 1], 0)) }
 }
 
 fn control_config(serve: &Serve) -> ControlConfig {

@@ -11,8 +11,10 @@ use crate::{cargo, require};
 pub fn run(root: &Path, filter: Option<&str>) -> Result<()> {
     let optional = [
         ("PostgreSQL (the store on its second engine)", require::postgres().err()),
-        ("Python with openai (tests/sdk/python)", require::python().err()),
+        ("Python with openai (tests/sdk/python)", require::python("openai").err()),
+        ("Python with schemathesis (the REST contract)", require::python("schemathesis").err()),
         ("Node with openai (tests/sdk/node)", require::node().err()),
+        ("prlimit (a full disk)", require::prlimit().err()),
     ];
     let skipped: Vec<String> =
         optional.into_iter().filter_map(|(what, why)| Some(format!("{what}: {}", why?))).collect();

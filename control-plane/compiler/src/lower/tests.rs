@@ -515,7 +515,7 @@ fn damaged() -> impl Strategy<Value = (prop::sample::Index, u8, prop::sample::In
 }
 
 fn damage(rows: &mut Vec<Row>, (which, how, member, value): (prop::sample::Index, u8, prop::sample::Index, Value)) {
-    let at = which.index(rows.len());
+    let (at, id) = (which.index(rows.len()), value.to_string());
     match how {
         0 => {
             // An earlier cut may have left nothing.
@@ -524,13 +524,9 @@ fn damage(rows: &mut Vec<Row>, (which, how, member, value): (prop::sample::Index
             rows[at].2.truncate(cut);
         }
         1 => _ = rows.remove(at),
-        2 => {
-            // Kind and id are a key of the table: two rows cannot have the same.
-            let id = value.to_string();
-            if !rows.iter().any(|row| (row.0, &row.1) == (rows[at].0, &id)) {
-                rows[at].1 = id;
-            }
-        }
+        // Kind and id are a key of the table: two rows cannot have the same.
+        2 if rows.iter().any(|row| row.0 == rows[at].0 && row.1 == id) => {}
+        2 => rows[at].1 = id,
         _ => {
             let Ok(Value::Object(mut doc)) = serde_json::from_str::<Value>(&rows[at].2) else { return };
             if let Some(name) = doc.keys().nth(member.index(doc.len().max(1))).cloned() {
