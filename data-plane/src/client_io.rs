@@ -17,6 +17,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use crate::ingress::unread;
+
 /// Deadlines of a caller's connection.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientDeadlines {
@@ -67,6 +69,8 @@ pub struct ClientIo {
     seen: u8,
     read_since: Instant,
     write: Option<Pin<Box<Sleep>>>,
+    /// What goes out instead of an answer of hyper's own, and how much of it has.
+    instead: Option<(Vec<u8>, usize)>,
 }
 
 impl ClientIo {
@@ -81,7 +85,30 @@ impl ClientIo {
             seen: IDLE,
             read_since: now,
             write: None,
+            instead: None,
         }
+    }
+
+    /// Whether hyper writes on its own account; see [`unread`].
+    fn by_hyper(&mut self, written: &[u8]) -> bool {
+        if self.instead.is_none() && self.activity.0.load(Ordering::Relaxed) != REQUEST {
+            self.instead = unread::answer(written).map(|answer| (answer, 0));
+        }
+        self.instead.is_some()
+    }
+
+    /// Writes what goes out instead of `len` bytes.
+    fn poll_instead(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<io::Result<usize>> {
+        while let Some((answer, sent)) = &mut self.instead {
+            match Pin::new(&mut self.inner).poll_write(cx, answer.get(*sent..).unwrap_or_default()) {
+                Poll::Ready(Ok(more)) if more > 0 && *sent + more < answer.len() => *sent += more,
+                Poll::Ready(Ok(_)) => self.instead = None,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return self.check_write(cx),
+            }
+        }
+        self.write = None;
+        Poll::Ready(Ok(len))
     }
 
     /// Looks whether the present activity has lasted too long. Reads the clock only when the activity
@@ -151,6 +178,9 @@ impl Read for ClientIo {
 
 impl Write for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.by_hyper(buf) {
+            return self.poll_instead(cx, buf.len());
+        }
         match Pin::new(&mut self.inner).poll_write(cx, buf) {
             Poll::Ready(done) => {
                 self.write = None;
@@ -177,6 +207,9 @@ impl Write for ClientIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.by_hyper(bufs.first().map(|first| &**first).unwrap_or_default()) {
+            return self.poll_instead(cx, bufs.iter().map(|buf| buf.len()).sum());
+        }
         match Pin::new(&mut self.inner).poll_write_vectored(cx, bufs) {
             Poll::Ready(done) => {
                 self.write = None;

@@ -4,6 +4,7 @@
 pub mod models;
 pub mod read;
 pub mod render;
+pub mod unread;
 
 use http::{Method, Request, StatusCode, header};
 use providers::Endpoint;

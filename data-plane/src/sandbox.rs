@@ -33,6 +33,8 @@ use orders::Orders;
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 const MAX_BODY: usize = 64 * 1024 * 1024;
+/// Least pause before a stream breaks.
+const BREAK: Duration = Duration::from_millis(50);
 
 /// A connection to the sandbox. It is served on this thread until its other end is dropped.
 pub fn connect() -> DuplexStream {
@@ -88,6 +90,8 @@ fn stream(mut events: Vec<Value>, pace: Duration, cut: bool) -> Response<Body> {
     });
     let frames = futures_util::stream::unfold((frames.into_iter(), true), move |(mut rest, first)| async move {
         let next = rest.next()?;
+        // What stands before a break is to arrive.
+        let pace = if next.is_err() { pace.max(BREAK) } else { pace };
         if !first && !pace.is_zero() {
             tokio::time::sleep(pace).await;
         }

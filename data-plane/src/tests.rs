@@ -454,6 +454,19 @@ async fn a_request_outlives_the_deadlines_of_its_connection() {
     assert_eq!((finals.len(), finals[0].outcome()), (1, proto::Outcome::Completed));
 }
 
+/// What the sandbox is told to break off breaks off behind its beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_breaks_a_stream() {
+    let node = TestNode::start(None).await;
+    let body = json!({"model": "sandbox/echo", "stream": true,
+        "messages": [{"role": "user", "content": "[[cut]] one two three four five six"}]});
+    let (status, _, text) = node.chat(&body).await;
+    assert_eq!(status, 200, "{text}");
+    assert!(text.contains("one") && text.contains("\"error\"") && !text.contains("[DONE]"), "{text}");
+    let finals = node.stop().await;
+    assert_eq!((finals.len(), finals[0].outcome()), (1, proto::Outcome::Cut));
+}
+
 /// A connection that is kept for nothing ends, also when the request before outlived every deadline.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_connection_ends() {

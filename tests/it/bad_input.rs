@@ -29,7 +29,7 @@ pub struct Row {
 pub enum Want {
     /// One of these statuses; with codes, a JSON error with one of them; with a param, naming it.
     Refused { statuses: Vec<u16>, codes: Vec<&'static str>, param: Option<String> },
-    /// An error of the protocol itself: a 4xx or 501 of whatever form, or just the end.
+    /// An error of the protocol itself: a 4xx or 501 in our form, or just the end.
     Dropped,
     /// It looks odd and is right: answered with this status.
     Served(u16),
@@ -114,8 +114,9 @@ fn judge(want: &Want, outcome: &Outcome) -> Option<String> {
         (_, Outcome::Silent) => Some(format!("no answer, wanted {want:?}")),
         (Want::Dropped, Outcome::Closed) => None,
         (Want::Dropped, Outcome::Answered(a)) => {
-            let fine = (400..500).contains(&a.status) || a.status == 501 || a.status == 505;
-            (!fine).then(|| format!("status {}: {}", a.status, a.text()))
+            let status = (400..500).contains(&a.status) || a.status == 501 || a.status == 505;
+            let form = a.json()["error"]["code"].is_string() && !a.header("x-request-id").is_empty();
+            (!status || !form).then(|| format!("status {}: {:?}", a.status, a.text()))
         }
         (Want::Served(_) | Want::Refused { .. }, Outcome::Closed) => Some("closed without an answer".into()),
         (Want::Served(status), Outcome::Answered(a)) => {
