@@ -12,15 +12,25 @@ const SHAPE: Shape = Shape { plain: 3, fresh: 2, streams: 3, rest: Duration::fro
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn for_a_whole_run() {
-    let mut house = Builder::apart(2).start().await.expect("a house");
+    let mut house = Builder::apart(3).threads(1).start().await.expect("a house");
     house.connect(&["chat"]).await.expect("connected");
     house.provider.keep_bodies(false);
+    let balancer = house.balancer().await.expect("a balancer");
     // A node writes its state to disk at most once a second.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     house.control.kill().expect("killed");
 
+    // One of three is restarted under load.
+    let load = Load::start(&balancer.url(), &house.api_key, "scripted/chat", SHAPE);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(house.node(2).stop().await.expect("it drains and ends").success());
+    house.node(2).start_again().expect("starts without a control plane");
+    balancer.all_ready(Duration::from_secs(20)).await.expect("ready again");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.stop().await.none_failed(100);
+
     let load = Load::start(&house.data_url(), &house.api_key, "scripted/chat", SHAPE);
-    // The other node starts from nothing but its disk, again and again: each time it answered, so this
+    // Another node starts from nothing but its disk, again and again: each time it answered, so this
     // is not taken for a crash loop.
     for _ in 0..10 {
         house.node(1).kill().expect("killed");
@@ -50,7 +60,7 @@ async fn for_a_whole_run() {
     let provider = provider["id"].as_str().expect("an id").to_owned();
     house.add_credential(&provider, "main", "sk-canary-later-3").await.expect("added");
     house.add_model(&provider, "chat", "chat").await.expect("added");
-    house.serves("later/chat").await.expect("both nodes are current again");
+    house.serves("later/chat").await.expect("all nodes are current again");
 }
 
 /// A workspace that would rather stop than serve keys that may have been revoked meanwhile.

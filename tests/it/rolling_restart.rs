@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use tests::balancer::{Backend, Balancer};
 use tests::house::Builder;
 use tests::provider::Script;
-use tests::wait;
 
 use crate::load::{Load, Shape};
 
@@ -17,16 +15,7 @@ async fn no_request_fails() {
     house.connect(&["chat"]).await.expect("connected");
     house.provider.keep_bodies(false);
     house.provider.on_model("chat", Script::slow_stream(20, 20));
-    let backends =
-        house.nodes.iter().map(|n| Backend { data: n.data.expect("a data port"), admin_url: n.admin_url.clone() });
-    let balancer = Balancer::start(backends.collect()).await.expect("a balancer");
-    let ready = |count: usize| {
-        let balancer = &balancer;
-        wait::until(Duration::from_secs(20), "nodes ready", move || async move {
-            (balancer.ready().iter().filter(|r| **r).count() == count).then_some(())
-        })
-    };
-    ready(3).await.expect("all ready");
+    let balancer = house.balancer().await.expect("a balancer");
 
     let load = Load::start(&balancer.url(), &house.api_key, "scripted/chat", SHAPE);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -34,7 +23,7 @@ async fn no_request_fails() {
         let status = house.node(node).stop().await.expect("it drains and ends");
         assert!(status.success(), "{status}");
         house.node(node).start_again().expect("starts again");
-        ready(3).await.expect("ready again");
+        balancer.all_ready(Duration::from_secs(20)).await.expect("ready again");
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let outcomes = load.stop().await;

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::http::Http;
+use crate::wait;
 
 /// How often readiness is asked.
 const CHECK: Duration = Duration::from_millis(50);
@@ -63,9 +64,10 @@ impl Balancer {
         format!("http://{}", self.address)
     }
 
-    /// Which backends were ready when last asked.
-    pub fn ready(&self) -> Vec<bool> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Waits until all backends are ready, at most `limit`.
+    pub async fn all_ready(&self, limit: Duration) -> Result<()> {
+        let all = async || self.ready.lock().unwrap_or_else(PoisonError::into_inner).iter().all(|r| *r).then_some(());
+        wait::until(limit, "all nodes ready", all).await
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::balancer::{Backend, Balancer};
 use crate::binaries;
 use crate::folder::Folder;
 use crate::http::Http;
@@ -292,6 +293,17 @@ impl House {
         node.fix_address("admin-listen", field(&line, "admin_url")?)?;
         self.nodes.push(node);
         Ok(self.nodes.len() - 1)
+    }
+
+    /// A balancer before all nodes, once all of them are ready.
+    pub async fn balancer(&self) -> Result<Balancer> {
+        let backend = |node: &Server| {
+            let data = node.data.context("no data port")?;
+            Ok(Backend { data, admin_url: node.admin_url.clone() })
+        };
+        let balancer = Balancer::start(self.nodes.iter().map(backend).collect::<Result<_>>()?).await?;
+        balancer.all_ready(START).await?;
+        Ok(balancer)
     }
 
     /// The server of node `index`.
