@@ -26,11 +26,19 @@ pub fn run(root: &Path) -> Result<()> {
     note("gen", generate::run(root, true));
     note("tidy", cargo::run(root, &["test", "--quiet", "-p", "tests", "--test", "tidy"], &[]));
     if cargo::has(root, "deny") {
-        note("deny", cargo::run(root, &["deny", "--all-features", "check", "bans", "licenses", "sources"], &[]));
+        note(
+            "deny",
+            cargo::run(
+                root,
+                &["deny", "--log-level", "error", "--all-features", "check", "bans", "licenses", "sources"],
+                &[],
+            ),
+        );
         // Known vulnerabilities are a repository elsewhere; what is here can be judged without it.
         match cargo::run(root, &["deny", "fetch", "db"], &[]) {
             Ok(()) => {
-                let advisories = ["deny", "--all-features", "check", "--disable-fetch", "advisories"];
+                let advisories =
+                    ["deny", "--log-level", "error", "--all-features", "check", "--disable-fetch", "advisories"];
                 note("advisories", cargo::run(root, &advisories, &[]));
             }
             Err(_) => eprintln!("skipped: advisories: their database cannot be fetched"),
