@@ -99,14 +99,6 @@ pub struct Head<'a> {
     pub(crate) spans: Spans,
 }
 
-impl Head<'_> {
-    /// Names to route by, in order of preference: `models` when given, else `model`.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        let model = if self.models.is_empty() { self.model.as_deref() } else { None };
-        self.models.iter().map(|name| &**name).chain(model)
-    }
-}
-
 /// Who chooses whether a tool is called.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ToolChoice {
@@ -152,22 +144,6 @@ pub struct Needs {
     pub pdf_input: bool,
     /// The answer must follow a JSON schema.
     pub json_schema: bool,
-}
-
-impl Needs {
-    /// The needed capabilities as the catalogue spells them.
-    pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        [
-            (self.tools, "tools"),
-            (self.vision, "vision"),
-            (self.audio_input, "audio_input"),
-            (self.audio_output, "audio_output"),
-            (self.pdf_input, "pdf_input"),
-            (self.json_schema, "json_schema"),
-        ]
-        .into_iter()
-        .filter_map(|(needed, name)| needed.then_some(name))
-    }
 }
 
 /// Where in the body the values stand that may be replaced on the way out.

@@ -26,10 +26,20 @@ fn endpoint(name: &str) -> Endpoint {
 }
 
 fn described(head: &Head<'_>) -> Value {
+    let names = if head.models.is_empty() { Vec::from_iter(&head.model) } else { Vec::from_iter(&head.models) };
+    let needs = [
+        (head.needs.tools, "tools"),
+        (head.needs.vision, "vision"),
+        (head.needs.audio_input, "audio_input"),
+        (head.needs.audio_output, "audio_output"),
+        (head.needs.pdf_input, "pdf_input"),
+        (head.needs.json_schema, "json_schema"),
+    ];
+    let needed: Vec<&str> = needs.into_iter().filter_map(|(needed, name)| needed.then_some(name)).collect();
     json!({
         "model": head.model,
-        "requested": head.names().next(),
-        "names": head.names().collect::<Vec<_>>(),
+        "requested": names.first(),
+        "names": names,
         "stream": head.stream,
         "include_usage": head.include_usage,
         "max_output_tokens": head.max_output_tokens,
@@ -37,7 +47,7 @@ fn described(head: &Head<'_>) -> Value {
         "tools": head.tools,
         "tool_choice": format!("{:?}", head.tool_choice),
         "response_format": format!("{:?}", head.response_format),
-        "needs": head.needs.names().collect::<Vec<_>>(),
+        "needs": needed,
         "user": head.user,
         "metadata": head.metadata,
         "parts": head.parts,
